@@ -1,0 +1,329 @@
+// The Python module csengine._native: builds programs from a graph that Python has checked, and runs them.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <optional>
+
+#include "cpu_features.h"
+#include "planner.h"
+#include "program.h"
+
+namespace py = pybind11;
+
+namespace cs {
+namespace {
+
+const char* numpy_name(DType dtype) {
+    switch (dtype) {
+        case DType::u8:
+            return "uint8";
+        case DType::s8:
+            return "int8";
+        case DType::s32:
+            return "int32";
+        default:
+            return "float32";
+    }
+}
+
+DType dtype_from_name(const std::string& name) {
+    for (DType dtype : {DType::f32, DType::u8, DType::s8, DType::s32}) {
+        if (name == numpy_name(dtype)) return dtype;
+    }
+    throw std::invalid_argument("unknown element type '" + name + "'");
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+std::vector<T> to_vector(const Array<T>& array) {
+    return {array.data(), array.data() + array.size()};
+}
+
+void require(bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+Requantization requantization(const std::optional<std::pair<Array<uint16_t>, Array<uint8_t>>>& arrays) {
+    if (!arrays) return {};
+    return {to_vector(arrays->first), to_vector(arrays->second)};
+}
+
+using Requantized = std::optional<std::pair<Array<uint16_t>, Array<uint8_t>>>;
+
+// The three arrays of a packed weight, and how many kernels it has.
+struct Packed {
+    py::array weights;
+    Array<uint8_t> kid;
+    Array<int32_t> members;
+};
+
+PackedWeight packed_weight(const Packed& packed) {
+    require(packed.weights.ndim() == 4 && packed.kid.ndim() == 2 && packed.members.ndim() == 2, "packed: wrong axes");
+    constexpr uint8_t kNobody = 255;
+    PackedWeight result{packed.weights.data(), {}, 0, 0, 0, 0, 0};
+    result.row_blocks = static_cast<int>(packed.weights.shape(0));
+    result.sets = static_cast<int>(packed.weights.shape(1));
+    result.v = static_cast<int>(packed.weights.shape(2));
+    result.u = static_cast<int>(packed.weights.shape(3));
+    const auto kid = packed.kid.unchecked<2>();
+    const auto members = packed.members.unchecked<2>();
+    require(kid.shape(0) == result.row_blocks && kid.shape(1) == result.sets, "packed: wrong kid");
+    require(members.shape(0) == result.sets, "packed: wrong members");
+    for (int r = 0; r < result.row_blocks; ++r) {
+        for (int t = 0; t < result.sets; ++t) {
+            require(kid(r, t) == kNobody || kid(r, t) < members.shape(1), "packed: kernel id out of range");
+            result.owner.push_back(kid(r, t) == kNobody ? -1 : members(t, kid(r, t)));
+        }
+    }
+    return result;
+}
+
+class Builder {
+  public:
+    Builder(const std::string& tier, const std::string& mode, bool keep)
+        : tier_(tier_from_name(tier)), mode_(mode_from_name(mode)), keep_(keep) {
+        require(is_available(tier_), "this machine cannot run that tier");
+    }
+
+    int tensor(const std::string& dtype, int height, int width, int channels) {
+        const int index = static_cast<int>(tensors_.size());
+        tensors_.push_back({{dtype_from_name(dtype), height, width, channels}, index});
+        return index;
+    }
+
+    // The same memory in another shape.
+    int view(int source, int height, int width, int channels) {
+        const ProgramTensor& from = tensors_.at(source);
+        tensors_.push_back({{from.type.dtype, height, width, channels}, from.home});
+        return static_cast<int>(tensors_.size()) - 1;
+    }
+
+    void input(const std::string& node, int output, float inv_scale) {
+        add(node, InputSpec{at(output), inv_scale}, {}, output);
+    }
+
+    void layer(const std::string& node, int input, int output, std::array<int, 6> window, std::array<int, 2> places,
+               std::array<int, 2> pool, int groups, const py::array& dense, const std::optional<Packed>& packed,
+               const std::optional<py::array>& bias, const Requantized& scaling, double activity) {
+        LayerSpec spec{};
+        spec.input = at(input);
+        spec.output = at(output);
+        spec.window = to_window(window);
+        spec.conv_height = places[0];
+        spec.conv_width = places[1];
+        spec.pool_h = pool[0];
+        spec.pool_w = pool[1];
+        spec.groups = groups;
+        spec.rows = static_cast<int>(dense.shape(0));
+        spec.kernels = static_cast<int>(dense.shape(1));
+        spec.dense = dense.data();
+        if (packed) {
+            spec.packed = packed_weight(*packed);
+            spec.packed->kernel_blocks = (spec.kernels + spec.packed->v - 1) / spec.packed->v;
+        }
+        if (bias) {
+            require(bias->size() == spec.kernels, "layer: wrong bias");
+            spec.bias = bias->data();
+        }
+        spec.requantization = requantization(scaling);
+        auto choice = choose_layer(spec, tier_, mode_, activity);
+        push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step), {input}, output);
+    }
+
+    void kwta(const std::string& node, int input, int output, int64_t k, bool global, const Array<float>& factor) {
+        add(node, KwtaSpec{at(input), k, global, to_vector(factor)}, {input}, output);
+    }
+
+    void relu(const std::string& node, int input, int output) { add(node, ReluSpec{at(input)}, {input}, output); }
+
+    void affine(const std::string& node, int input, int output, const Array<float>& scale, const Array<float>& shift) {
+        add(node, AffineSpec{at(input), to_vector(scale), to_vector(shift)}, {input}, output);
+    }
+
+    void pool(const std::string& node, int input, int output, std::array<int, 6> window, bool average,
+              const Requantized& scaling) {
+        add(node, PoolSpec{at(input), at(output), to_window(window), average, requantization(scaling)}, {input}, output);
+    }
+
+    void add_tensors(const std::string& node, int first, int second, int output, const Requantized& scaling) {
+        add(node, AddSpec{at(first), at(second), at(output), requantization(scaling)}, {first, second}, output);
+    }
+
+    void concat(const std::string& node, const std::vector<int>& inputs, int output, const Requantized& scaling) {
+        ConcatSpec spec{{}, at(output), requantization(scaling)};
+        for (int input : inputs) spec.inputs.push_back(at(input));
+        add(node, spec, inputs, output);
+    }
+
+    void dequantize(const std::string& node, int input, int output, const Array<double>& scale) {
+        add(node, DequantizeSpec{at(input), at(output), to_vector(scale)}, {input}, output);
+    }
+
+    void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
+
+    std::unique_ptr<Program> build(int output, int threads) {
+        at(output);
+        return std::make_unique<Program>(std::move(tensors_), std::move(steps_), output, threads, keep_);
+    }
+
+  private:
+    static Window to_window(const std::array<int, 6>& w) { return {w[0], w[1], w[2], w[3], w[4], w[5]}; }
+
+    const Tensor& at(int tensor) const { return tensors_.at(tensor).type; }
+
+    template <class Spec>
+    void add(const std::string& node, const Spec& spec, std::vector<int> inputs, int output) {
+        auto choice = choose(spec, tier_);
+        push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step),
+             std::move(inputs), output);
+    }
+
+    void push(const std::string& node, const char* kernel, Tier tier, Mode mode, std::unique_ptr<Step> step,
+              std::vector<int> inputs, int output) {
+        steps_.push_back({node, std::move(step), kernel, tier, mode, std::move(inputs), output});
+    }
+
+    Tier tier_;
+    Mode mode_;
+    bool keep_;
+    std::vector<ProgramTensor> tensors_;
+    std::vector<ProgramStep> steps_;
+};
+
+py::array make_result(const Tensor& type, int64_t batch) {
+    return py::array(py::dtype(numpy_name(type.dtype)), std::vector<py::ssize_t>{batch, type.size()});
+}
+
+struct Batch {
+    const std::byte* data;
+    size_t bytes;  // of one sample
+    int64_t size;
+
+    // Python has checked the type and the shape; the last axes are one sample.
+    explicit Batch(const py::array& x) : data(static_cast<const std::byte*>(x.data())), bytes(0), size(x.shape(0)) {
+        require(x.flags() & py::array::c_style, "input: expected a contiguous array");
+        if (size > 0) bytes = x.nbytes() / size;
+    }
+};
+
+// Whether every value is finite; float32 only.
+bool is_finite(const Batch& x) {
+    const auto* bits = reinterpret_cast<const uint32_t*>(x.data);
+    const size_t count = x.bytes / sizeof(uint32_t) * x.size;
+    uint32_t found = 0;
+    for (size_t i = 0; i < count; ++i) found |= (bits[i] & 0x7fffffffu) >= 0x7f800000u;
+    return found == 0;
+}
+
+py::object run(const Program& program, const py::array& x) {
+    const Batch batch(x);
+    py::array y = make_result(program.output(), batch.size);
+    auto* result = static_cast<std::byte*>(y.mutable_data());
+    const bool is_float = x.dtype().kind() == 'f';
+    bool finite = true;
+    {
+        py::gil_scoped_release release;
+        finite = !is_float || is_finite(batch);
+        if (finite) program.run(batch.data, batch.bytes, result, batch.size);
+    }
+    if (!finite) return py::none();
+    return std::move(y);
+}
+
+std::vector<py::array> trace(const Program& program, const py::array& x) {
+    const Batch batch(x);
+    std::vector<py::array> arrays;
+    std::vector<std::byte*> results;
+    for (const ProgramTensor& tensor : program.tensors()) {
+        arrays.push_back(make_result(tensor.type, batch.size));
+        results.push_back(static_cast<std::byte*>(arrays.back().mutable_data()));
+    }
+    program.trace(batch.data, batch.bytes, results, batch.size);
+    return arrays;
+}
+
+std::vector<double> profile(const Program& program, const py::array& x) {
+    const Batch batch(x);
+    py::array y = make_result(program.output(), batch.size);
+    return program.profile(batch.data, batch.bytes, static_cast<std::byte*>(y.mutable_data()), batch.size);
+}
+
+using ChoiceRow = std::tuple<std::string, std::string, std::string, std::string>;
+
+// Node, kernel, tier and mode of every step.
+std::vector<ChoiceRow> choices(const Program& program) {
+    std::vector<ChoiceRow> rows;
+    for (const ProgramStep& step : program.steps()) {
+        rows.emplace_back(step.node, step.kernel, name(step.tier), name(step.mode));
+    }
+    return rows;
+}
+
+template <class Spec>
+void list_kernels(const char* operation, std::vector<ChoiceRow>& rows) {
+    for (const auto& kernel : kernels<Spec>()) {
+        rows.emplace_back(operation, kernel.name, name(kernel.tier), name(kernel.mode));
+    }
+}
+
+// Operation, kernel, tier and mode of every kernel there is.
+std::vector<ChoiceRow> kernel_table() {
+    std::vector<ChoiceRow> rows;
+    list_kernels<InputSpec>("input", rows);
+    list_kernels<LayerSpec>("layer", rows);
+    list_kernels<KwtaSpec>("kwta", rows);
+    list_kernels<ReluSpec>("relu", rows);
+    list_kernels<AffineSpec>("affine", rows);
+    list_kernels<PoolSpec>("pool", rows);
+    list_kernels<AddSpec>("add", rows);
+    list_kernels<ConcatSpec>("concat", rows);
+    list_kernels<DequantizeSpec>("dequantize", rows);
+    list_kernels<SoftmaxSpec>("softmax", rows);
+    return rows;
+}
+
+std::vector<std::pair<std::string, bool>> tiers() {
+    std::vector<std::pair<std::string, bool>> result;
+    for (Tier tier : {Tier::scalar, Tier::avx2, Tier::avx512, Tier::avx512vnni, Tier::amx}) {
+        result.emplace_back(name(tier), is_available(tier));
+    }
+    return result;
+}
+
+}  // namespace
+}  // namespace cs
+
+PYBIND11_MODULE(_native, m) {
+    using namespace cs;
+    m.def("tiers", &tiers, "Every tier, and whether this machine can run it.");
+    m.def("kernel_table", &kernel_table, "Operation, kernel, tier and mode of every kernel.");
+
+    py::class_<Packed>(m, "Packed").def(py::init<py::array, Array<uint8_t>, Array<int32_t>>());
+
+    py::class_<Program>(m, "Program")
+        .def_property_readonly("arena_bytes", &Program::arena_bytes)
+        .def("run", &run, "The result [B, n], or None if the input is not finite.")
+        .def("trace", &trace, "Every tensor [B, n].")
+        .def("profile", &profile, "Seconds of every step.")
+        .def("choices", &choices, "Node, kernel, tier and mode of every step.");
+
+    py::class_<Builder>(m, "Builder")
+        .def(py::init<const std::string&, const std::string&, bool>())
+        .def("tensor", &Builder::tensor)
+        .def("view", &Builder::view)
+        .def("input", &Builder::input)
+        .def("layer", &Builder::layer)
+        .def("kwta", &Builder::kwta)
+        .def("relu", &Builder::relu)
+        .def("affine", &Builder::affine)
+        .def("pool", &Builder::pool)
+        .def("add", &Builder::add_tensors)
+        .def("concat", &Builder::concat)
+        .def("dequantize", &Builder::dequantize)
+        .def("softmax", &Builder::softmax)
+        .def("build", &Builder::build);
+}

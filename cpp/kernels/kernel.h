@@ -1,0 +1,133 @@
+// The kernel table: every way to compute every operation, by tier.
+//
+// A kernel is a row of a table: a name, the tier it needs, the mode it computes in, and a function that prepares it for
+// one layer (re-lays weights, sizes scratch) or returns null if it cannot run that layer. Dispatch, tests and benches
+// all read these tables, so none can forget a kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "../tensor.h"
+
+namespace cs {
+
+// Instruction sets, each including those before it. The exact features of each are listed in cpu_features.cpp.
+enum class Tier : uint8_t { scalar, avx2, avx512, avx512vnni, amx };
+enum class Mode : uint8_t { none, dense, sparse_dense, sparse_sparse };
+
+// What a step works on: one pointer per operand, each to `samples` samples at the stride of their tensor.
+struct Call {
+    const std::byte* const* inputs;
+    std::byte* output;
+    std::byte* scratch;  // kAlignment-aligned, scratch_bytes() long, the caller's alone
+    int64_t samples;
+    size_t caller_bytes;  // of one sample of the caller's array, for the step that reads it
+};
+
+// A kernel prepared for one node of one network. Immutable, so that many threads may run it at once.
+class Step {
+  public:
+    virtual ~Step() = default;
+    virtual void run(const Call& call) const noexcept = 0;
+    virtual size_t scratch_bytes() const { return 0; }
+};
+
+struct Window {
+    int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_top = 0, pad_left = 0;
+};
+
+// Exact scaling, clamp((acc * multiplier + 2**(shift - 1)) >> shift); empty for float32 and for int32 results.
+struct Requantization {
+    std::vector<uint16_t> multiplier;
+    std::vector<uint8_t> shift;
+    bool empty() const { return multiplier.empty(); }
+};
+
+// A weight matrix [rows, kernels] packed by complementary sparsity: weights [row_blocks, sets, V, U], and for every
+// (row block, set) the kernel block that owns it, or -1. See docs/format.md.
+struct PackedWeight {
+    const void* weights;
+    std::vector<int32_t> owner;  // [row_blocks, sets]
+    int u, v, row_blocks, sets, kernel_blocks;
+};
+
+// Convolution or linear layer (a linear layer is a 1x1 convolution of a 1x1 image), with what follows it and can be
+// computed exactly in the same pass: bias, max-pool before requantization, requantization.
+struct LayerSpec {
+    Tensor input, output;
+    Window window;
+    int conv_height, conv_width;  // positions before pooling
+    int pool_h = 1, pool_w = 1;   // max-pool window, stride equal to it, no padding; 1 x 1 for none
+    int groups = 1, rows, kernels;
+    const void* dense;                   // [rows, kernels], int8 or float32
+    std::optional<PackedWeight> packed;  // the same matrix
+    const void* bias;                    // [kernels], int32 or float32, or null
+    Requantization requantization;
+};
+
+// The caller's array: float32, which an integer network quantizes, or the network's own type.
+struct InputSpec {
+    Tensor output;
+    float inv_scale;
+};
+
+struct KwtaSpec {
+    Tensor tensor;
+    int64_t k;
+    bool global;
+    std::vector<float> factor;  // empty, or one per element of a scope
+};
+
+struct ReluSpec {
+    Tensor tensor;
+};
+
+struct AffineSpec {
+    Tensor tensor;
+    std::vector<float> scale, shift;
+};
+
+struct PoolSpec {
+    Tensor input, output;
+    Window window;
+    bool average;
+    Requantization requantization;  // of an integer average
+};
+
+struct AddSpec {
+    Tensor first, second, output;
+    Requantization requantization;  // two multipliers, one shift
+};
+
+struct ConcatSpec {
+    std::vector<Tensor> inputs;
+    Tensor output;
+    Requantization requantization;  // one pair per input
+};
+
+struct DequantizeSpec {
+    Tensor input, output;
+    std::vector<double> scale;  // one, or one per channel
+};
+
+struct SoftmaxSpec {
+    Tensor tensor;
+};
+
+template <class Spec>
+struct Kernel {
+    const char* name;
+    Tier tier;
+    Mode mode;
+    std::unique_ptr<Step> (*prepare)(const Spec&);
+};
+
+// The table of an operation, best tiers last. Defined in kernels/table.cpp.
+template <class Spec>
+const std::vector<Kernel<Spec>>& kernels();
+
+}  // namespace cs

@@ -1,0 +1,25 @@
+// The scalar tier: plain C++ that runs anywhere, written so that compilers vectorize it.
+#pragma once
+
+#include <memory>
+
+#include "kernel.h"
+
+namespace cs::scalar {
+
+std::unique_ptr<Step> input(const InputSpec&);
+std::unique_ptr<Step> layer_dense(const LayerSpec&);
+std::unique_ptr<Step> layer_dense_select(const LayerSpec&);
+std::unique_ptr<Step> layer_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> layer_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> layer_grouped(const LayerSpec&);
+std::unique_ptr<Step> kwta(const KwtaSpec&);
+std::unique_ptr<Step> relu(const ReluSpec&);
+std::unique_ptr<Step> affine(const AffineSpec&);
+std::unique_ptr<Step> pool(const PoolSpec&);
+std::unique_ptr<Step> add(const AddSpec&);
+std::unique_ptr<Step> concat(const ConcatSpec&);
+std::unique_ptr<Step> dequantize(const DequantizeSpec&);
+std::unique_ptr<Step> softmax(const SoftmaxSpec&);
+
+}  // namespace cs::scalar

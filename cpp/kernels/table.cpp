@@ -1,0 +1,74 @@
+// The kernel tables: one row per kernel, best tiers last.
+#include "kernel.h"
+#include "scalar.h"
+
+namespace cs {
+
+template <>
+const std::vector<Kernel<InputSpec>>& kernels() {
+    static const std::vector<Kernel<InputSpec>> table = {{"input", Tier::scalar, Mode::none, scalar::input}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<LayerSpec>>& kernels() {
+    static const std::vector<Kernel<LayerSpec>> table = {
+        {"dense", Tier::scalar, Mode::dense, scalar::layer_dense},
+        {"grouped", Tier::scalar, Mode::dense, scalar::layer_grouped},
+        {"dense_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_dense_select},
+        {"packed", Tier::scalar, Mode::sparse_dense, scalar::layer_sparse_dense},
+        {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
+    };
+    return table;
+}
+
+template <>
+const std::vector<Kernel<KwtaSpec>>& kernels() {
+    static const std::vector<Kernel<KwtaSpec>> table = {{"kwta", Tier::scalar, Mode::none, scalar::kwta}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<ReluSpec>>& kernels() {
+    static const std::vector<Kernel<ReluSpec>> table = {{"relu", Tier::scalar, Mode::none, scalar::relu}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<AffineSpec>>& kernels() {
+    static const std::vector<Kernel<AffineSpec>> table = {{"affine", Tier::scalar, Mode::none, scalar::affine}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<PoolSpec>>& kernels() {
+    static const std::vector<Kernel<PoolSpec>> table = {{"pool", Tier::scalar, Mode::none, scalar::pool}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<AddSpec>>& kernels() {
+    static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<ConcatSpec>>& kernels() {
+    static const std::vector<Kernel<ConcatSpec>> table = {{"concat", Tier::scalar, Mode::none, scalar::concat}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<DequantizeSpec>>& kernels() {
+    static const std::vector<Kernel<DequantizeSpec>> table = {
+        {"dequantize", Tier::scalar, Mode::none, scalar::dequantize}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<SoftmaxSpec>>& kernels() {
+    static const std::vector<Kernel<SoftmaxSpec>> table = {{"softmax", Tier::scalar, Mode::none, scalar::softmax}};
+    return table;
+}
+
+}  // namespace cs

@@ -1,0 +1,210 @@
+"""The C++ backend: lowers a graph to the steps of a native program, fusing what is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csengine.backends import KernelChoice, Mode, require_finite
+from csengine.errors import BackendUnavailableError
+from csengine.graph import (
+    KWTA,
+    Add,
+    Affine,
+    AveragePool,
+    Concat,
+    Conv2d,
+    Dequantize,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Node,
+    Relu,
+    Requantization,
+    Reshape,
+    Softmax,
+    TensorType,
+)
+from csengine.packing import PackedMatrix
+from csengine.plan import expected_activity
+
+try:
+    from csengine import _native
+except ImportError as _error:  # the extension was not built; say so when the backend is asked for
+    _native = None
+    _import_error: ImportError | None = _error
+
+Array = NDArray[Any]
+
+
+def tiers() -> dict[str, bool]:
+    """Every tier of instruction sets, slowest first, and whether this machine can run it."""
+    return dict(_require_native().tiers())
+
+
+def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None) -> CppProgram:
+    """Compile for this machine. tier: None takes the best; an impossible one raises BackendUnavailableError."""
+    available = [name for name, can_run in tiers().items() if can_run]
+    if tier is not None and tier not in available:
+        raise BackendUnavailableError(f"tier {tier!r} cannot run here; this machine runs {', '.join(available)}")
+    return CppProgram(graph, mode, threads, tier or available[-1])
+
+
+def _require_native() -> Any:
+    if _native is None:
+        raise BackendUnavailableError(
+            f"the C++ backend is not built ({_import_error}); reinstall csengine with a C++17 compiler, "
+            "or use backend='numba'"
+        )
+    return _native
+
+
+class CppProgram:
+    """See `csengine.backends.Program`. One native call per run, over a preallocated arena, without the GIL."""
+
+    def __init__(self, graph: Graph, mode: Mode, threads: int, tier: str) -> None:
+        self._graph, self._mode, self._tier = graph, mode, tier
+        self._native = _Lowering(graph, mode, tier, fuse=True).build(threads)
+        self._shape = graph.output_type.shape
+
+    def run(self, x: Array) -> Array:
+        """The result `[B, ...]`."""
+        y = self._native.run(x)
+        if y is None:
+            require_finite(x)
+        result: Array = y.reshape(len(x), *self._shape)
+        return result
+
+    def trace(self, x: Array) -> Mapping[str, Array]:
+        """Every node's tensor, from a program without fusion."""
+        require_finite(x)
+        lowering = _Lowering(self._graph, self._mode, self._tier, fuse=False)
+        tensors = lowering.build(threads=1).trace(x)
+        shapes = {name: kind.shape for name, kind in self._graph.types.items()}
+        return {name: tensors[lowering.tensors[name]].reshape(len(x), *shape) for name, shape in shapes.items()}
+
+    def choices(self) -> Mapping[str, KernelChoice]:
+        """The kernel of every step, by the node whose tensor it makes."""
+        return {node: KernelChoice(kernel, tier, mode) for node, kernel, tier, mode in self._native.choices()}
+
+    def profile(self, x: Array) -> Mapping[str, float]:
+        """Seconds per step."""
+        require_finite(x)
+        nodes = [node for node, *_ in self._native.choices()]
+        return dict(zip(nodes, self._native.profile(x), strict=True))
+
+
+class _Lowering:
+    """One walk over a graph that adds a native step per node, or per group of fused nodes."""
+
+    def __init__(self, graph: Graph, mode: Mode, tier: str, fuse: bool) -> None:
+        self.graph = graph
+        self.fuse = fuse
+        self.builder = _require_native().Builder(tier, "" if mode == "auto" else mode, not fuse)
+        self.tensors: dict[str, int] = {}  # node -> native tensor
+        self.activity = expected_activity(graph)
+
+    def build(self, threads: int) -> Any:
+        fused: set[str] = set()
+        for node in self.graph.nodes:
+            if node.name in fused:
+                continue
+            if isinstance(node, Reshape):
+                extents = _extents(self.graph.types[node.name])
+                self.tensors[node.name] = self.builder.view(self.tensors[node.inputs[0]], *extents)
+            elif isinstance(node, (Conv2d, Linear)):
+                fused |= self._add_layer(node)
+            else:
+                self._add(node, *(self.tensors[name] for name in node.inputs))
+        return self.builder.build(self.tensors[self.graph.output.name], threads)
+
+    def _tensor(self, node: Node) -> int:
+        kind = self.graph.types[node.name]
+        tensor: int = self.builder.tensor(kind.dtype, *_extents(kind))
+        self.tensors[node.name] = tensor
+        return tensor
+
+    def _add(self, node: Node, *inputs: int) -> None:
+        output, builder = self._tensor(node), self.builder
+        match node:
+            case Input():
+                builder.input(node.name, output, float(node.inv_scale))
+            case KWTA():
+                factor = np.empty(0, np.float32) if node.factor is None else node.factor
+                builder.kwta(node.name, *inputs, output, node.k, node.scope == "global", factor)
+            case Relu():
+                builder.relu(node.name, *inputs, output)
+            case Affine():
+                builder.affine(node.name, *inputs, output, node.scale, node.shift)
+            case MaxPool():
+                builder.pool(node.name, *inputs, output, _window(node), False, None)
+            case AveragePool():
+                builder.pool(node.name, *inputs, output, _window(node), True, _pair(node.requantization))
+            case Add():
+                builder.add(node.name, *inputs, output, _pair(node.requantization))
+            case Concat():
+                builder.concat(node.name, list(inputs), output, _pair(node.requantization))
+            case Dequantize():
+                builder.dequantize(node.name, *inputs, output, node.scale)
+            case Softmax():
+                builder.softmax(node.name, *inputs, output)
+            case _:
+                raise BackendUnavailableError(f"{node.name}: the C++ backend has no kernel for {type(node).__name__}")
+
+    def _add_layer(self, node: Conv2d | Linear) -> set[str]:
+        """Add a convolution or linear layer with the pooling that follows it; the names fused into it."""
+        kind = self.graph.types[node.name]
+        height, width, _ = _extents(kind)
+        pool = self._fusible_pool(node)
+        source = self.tensors[node.inputs[0]]
+        output = self._tensor(pool or node)
+        packed = None
+        if isinstance(node.weight, PackedMatrix):
+            packed = _require_native().Packed(node.weight.weights, node.weight.kid, node.weight.members)
+        window = _window(node) if isinstance(node, Conv2d) else (1, 1, 1, 1, 0, 0)
+        self.builder.layer(
+            (pool or node).name,
+            source,
+            output,
+            window,
+            (height, width),
+            pool.kernel if pool else (1, 1),
+            node.groups if isinstance(node, Conv2d) else 1,
+            np.ascontiguousarray(node.dense_weight),
+            packed,
+            node.bias,
+            _pair(node.requantization),
+            self.activity[node.inputs[0]],
+        )
+        return {pool.name} if pool else set()
+
+    def _fusible_pool(self, node: Node) -> MaxPool | None:
+        """The max-pool that alone reads a layer and whose windows do not overlap.
+
+        A requantization never decreases, so the maximum of accumulators requantizes to the maximum of the results.
+        """
+        readers = self.graph.readers[node.name]
+        if not self.fuse or len(readers) != 1 or not isinstance(readers[0], MaxPool):
+            return None
+        pool = readers[0]
+        return pool if pool.stride == pool.kernel and not any(pool.padding) else None
+
+
+def _extents(kind: TensorType) -> tuple[int, int, int]:
+    """Height, width and channels; a vector is one position."""
+    if len(kind.shape) == 3:
+        height, width, channels = kind.shape
+        return height, width, channels
+    return 1, 1, kind.shape[0]
+
+
+def _window(node: Conv2d | MaxPool | AveragePool) -> tuple[int, int, int, int, int, int]:
+    return (*node.kernel, *node.stride, *node.padding[:2])
+
+
+def _pair(requantization: Requantization | None) -> tuple[Array, Array] | None:
+    return None if requantization is None else (requantization.multiplier, requantization.shift)

@@ -1,0 +1,258 @@
+"""The engine: load a packed model, run it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from csengine import container
+from csengine.backends import MODES, KernelChoice, Mode, Program
+from csengine.container import Model
+from csengine.errors import BackendUnavailableError, ShapeError
+from csengine.plan import LayerPlan, count_macs, plan
+from csengine.resources import default_threads
+
+Backend: TypeAlias = Literal["auto", "cpp", "numba", "reference", "fpga"]
+BACKENDS: tuple[Backend, ...] = ("cpp", "numba", "reference", "fpga")
+_AUTOMATIC: tuple[Backend, ...] = ("cpp", "numba", "reference")
+_MODULES = {"cpp": "csengine.backends.cpp", "numba": "csengine.backends.numba", "reference": "csengine.backends.reference"}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """Measured time of one step, with the fused layers before it.
+
+    seconds: for the whole batch, median of the passes. macs_dense, macs_done: multiply-accumulates of the batch, every
+    weight and activation counted, and those really done.
+    """
+
+    name: str
+    kernel: str
+    tier: str
+    mode: str
+    seconds: float
+    macs_dense: int
+    macs_done: int
+
+    @property
+    def effective_rate(self) -> float:
+        """Dense-equivalent multiply-accumulates per second."""
+        return self.macs_dense / self.seconds if self.seconds else 0.0
+
+    @property
+    def real_rate(self) -> float:
+        """Multiply-accumulates done per second."""
+        return self.macs_done / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `Engine.profile` measured."""
+
+    batch: int
+    layers: tuple[LayerProfile, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Sum over the steps."""
+        return sum(layer.seconds for layer in self.layers)
+
+    def save_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open."""
+        events, start = [], 0.0
+        for layer in self.layers:
+            event = {"name": layer.name, "cat": layer.mode or "operation", "ph": "X", "pid": 1, "tid": 1}
+            events.append({**event, "ts": start * 1e6, "dur": layer.seconds * 1e6, "args": asdict(layer)})
+            start += layer.seconds
+        Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))
+
+
+class Engine:
+    """A packed model, compiled and ready; may be used from many threads at once."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        backend: Backend = "auto",
+        threads: int | None = None,
+        mode: Mode = "auto",
+    ) -> None:
+        """Compile a model that is in memory; see `load`."""
+        self.model = model
+        self.threads = _resolve_threads(threads)
+        self.mode = _resolve_mode(mode)
+        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads)
+        graph = model.graph
+        self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
+        self._to_nchw = graph.layout == "NCHW" and len(graph.output_type.shape) == 3
+        self._own_type = np.dtype(graph.input.dtype)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: Backend = "auto",
+        threads: int | None = None,
+        mode: Mode = "auto",
+    ) -> Engine:
+        """Load a packed file and compile it.
+
+        backend: "cpp", "numba", "reference" or "fpga"; "auto" takes `CSENGINE_BACKEND`, else the first of cpp, numba
+        and reference that runs here. threads: None takes `CSENGINE_NUM_THREADS`, else the physical cores that affinity
+        and container quota allow. mode: how layers with weights are computed; "auto" chooses per layer.
+        `CSENGINE_ISA` forces the instruction set of the C++ kernels.
+
+        Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
+        here), ValueError (an argument out of range).
+        """
+        return cls(container.load(path), backend=backend, threads=threads, mode=mode)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input sample, as the source model had it."""
+        shape = self.model.graph.input.shape
+        return (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one result, as the source model had it."""
+        shape = self.model.graph.output_type.shape
+        return (shape[2], shape[0], shape[1]) if self._to_nchw else shape
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the outputs, or empty."""
+        return self.model.labels
+
+    def run(self, x: ArrayLike) -> Array:
+        """The result for one sample (`input_shape`) or a batch `[B, *input_shape]` of any size, 0 included.
+
+        x: real numbers, which become float32, or the model's own integer type (`model.graph.input.dtype`).
+        Raises ShapeError for another shape or type, or a value that is not finite.
+        """
+        batch, is_single = self._to_batch(x)
+        y = self._program.run(batch)
+        y = y.transpose(0, 3, 1, 2) if self._to_nchw else y
+        return y[0] if is_single else y
+
+    def trace(self, x: ArrayLike) -> Mapping[str, Array]:
+        """Every node's tensor `[B, ...]` in NHWC, for one sample or a batch."""
+        return self._program.trace(self._to_batch(x)[0])
+
+    def plan(self) -> tuple[LayerPlan, ...]:
+        """Per layer: the kernel chosen, its mode, multiply-accumulates dense and done, bytes."""
+        return plan(self.model.graph, self._program.choices())
+
+    def choices(self) -> Mapping[str, KernelChoice]:
+        """The kernel of every step that runs."""
+        return self._program.choices()
+
+    def profile(self, x: ArrayLike, passes: int = 20) -> Profile:
+        """Time every step on one sample or a batch; medians of so many passes after a warm-up, on one thread."""
+        batch, _ = self._to_batch(x)
+        self._program.profile(batch)
+        runs = [self._program.profile(batch) for _ in range(max(1, passes))]
+        seconds = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+        return Profile(len(batch), self._layer_profiles(batch, seconds))
+
+    def _layer_profiles(self, batch: Array, seconds: Mapping[str, float]) -> tuple[LayerProfile, ...]:
+        graph, choices = self.model.graph, self._program.choices()
+        rows = {row.name: row for row in self.plan()}
+        done = count_macs(graph, self._program.trace(batch), {name: row.mode for name, row in rows.items()})
+        layers, pending_dense, pending_done = [], 0, 0
+        for node in graph.nodes:
+            pending_dense += rows[node.name].macs_dense * len(batch)
+            pending_done += done.get(node.name, 0)
+            if (choice := choices.get(node.name)) is not None:
+                measured = (seconds[node.name], pending_dense, pending_done)
+                layers.append(LayerProfile(node.name, choice.kernel, choice.tier, choice.mode, *measured))
+                pending_dense = pending_done = 0
+        return tuple(layers)
+
+    def _to_batch(self, x: ArrayLike) -> tuple[Array, bool]:
+        """A contiguous NHWC batch of a type that programs take, and whether x was one sample."""
+        array = np.asarray(x)
+        if array.dtype != self._own_type and array.dtype != np.float32:
+            if array.dtype.kind not in "fiub":
+                raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
+            if array.dtype.kind != "f" and self._own_type.kind != "f":
+                raise ShapeError(
+                    f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
+                    "or float32 (real values, which the model quantizes)"
+                )
+            with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
+                array = array.astype(np.float32)
+        is_single = array.shape == self.input_shape
+        if is_single:
+            array = array[None]
+        elif array.shape[1:] != self.input_shape or array.ndim != len(self.input_shape) + 1:
+            one, many = _shown(self.input_shape), _shown(("B", *self.input_shape))
+            raise ShapeError(f"input has shape {array.shape}; expected {one} for one sample or {many} for a batch")
+        if self._to_nhwc:
+            array = array.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(array), is_single
+
+
+def _shown(shape: tuple[object, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def _resolve_backend(backend: str) -> str:
+    """The backend asked for by argument, else by environment, else "auto"."""
+    chosen = backend if backend != "auto" else os.environ.get("CSENGINE_BACKEND", "auto")
+    if chosen not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is {chosen!r}; expected auto, {', '.join(BACKENDS)}")
+    return chosen
+
+
+def _resolve_threads(threads: int | None) -> int:
+    text = os.environ.get("CSENGINE_NUM_THREADS")
+    if threads is None and text is None:
+        return default_threads()
+    source = "CSENGINE_NUM_THREADS" if threads is None else "threads"
+    try:
+        count = int(text) if threads is None and text is not None else threads
+    except ValueError:
+        count = None
+    if not isinstance(count, int) or not 1 <= count <= 1024:
+        raise ValueError(f"{source} is {text if threads is None else threads!r}; expected 1 to 1024")
+    return count
+
+
+def _resolve_mode(mode: str) -> Mode:
+    for known in MODES:
+        if mode == known:
+            return known
+    raise ValueError(f"mode is {mode!r}; expected {', '.join(MODES)}")
+
+
+def _compile(model: Model, backend: str, mode: Mode, threads: int) -> tuple[Backend, Program]:
+    """The program, and the backend that it is for; "auto" tries them in order and says why none works."""
+    wanted = _AUTOMATIC if backend == "auto" else tuple(name for name in BACKENDS if name == backend)
+    reasons = []
+    for name in wanted:
+        try:
+            return name, _compile_for(name, model, mode, threads)
+        except BackendUnavailableError as error:
+            reasons.append(f"{name}: {error}")
+    raise BackendUnavailableError("; ".join(reasons))
+
+
+def _compile_for(name: Backend, model: Model, mode: Mode, threads: int) -> Program:
+    if name not in _MODULES:
+        raise BackendUnavailableError("this version has no FPGA backend; use backend='cpp', 'numba' or 'reference'")
+    module = importlib.import_module(_MODULES[name])
+    options = {"tier": os.environ.get("CSENGINE_ISA") or None} if name == "cpp" else {}
+    program: Program = module.compile(model.graph, mode, threads, **options)
+    return program

@@ -1,0 +1,133 @@
+"""What a network costs: multiply-accumulates and bytes per layer, dense and as they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csengine import reference
+from csengine.backends import KernelChoice
+from csengine.graph import KWTA, OPERATION_NAMES, Add, Concat, Conv2d, Graph, Linear, MaxPool, Node, Relu, Reshape
+from csengine.packing import PackedMatrix
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One node of a plan; counts are per sample.
+
+    kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
+    activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
+    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array.
+    """
+
+    name: str
+    operation: str
+    kernel: str
+    tier: str
+    mode: str
+    macs_dense: int
+    macs_done: int
+    bytes_weights: int
+    bytes_dense: int
+
+
+def plan(graph: Graph, choices: Mapping[str, KernelChoice]) -> tuple[LayerPlan, ...]:
+    """The plan of a network, given the kernels that a backend chose."""
+    activity = expected_activity(graph)
+    return tuple(_layer_plan(graph, node, choices, activity) for node in graph.nodes)
+
+
+def _layer_plan(
+    graph: Graph, node: Node, choices: Mapping[str, KernelChoice], activity: Mapping[str, float]
+) -> LayerPlan:
+    choice = choices.get(node.name, KernelChoice("", "", ""))
+    operation = OPERATION_NAMES[type(node)]
+    if not isinstance(node, (Conv2d, Linear)):
+        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, 0, 0, 0, 0)
+    mode = _mode_of(graph, node, choices)
+    dense = node.dense_macs(graph.types[node.name])
+    share = {"sparse-sparse": activity[node.inputs[0]] * density(node), "sparse-dense": density(node)}.get(mode, 1.0)
+    stored, expanded = weight_bytes(node)
+    done = round(dense * share)
+    return LayerPlan(node.name, operation, choice.kernel, choice.tier, mode, dense, done, stored, expanded)
+
+
+def _mode_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> str:
+    """The mode of a layer, which a fused layer's reader carries."""
+    while node.name not in choices and len(graph.readers[node.name]) == 1:
+        node = graph.readers[node.name][0]
+    return choices[node.name].mode if node.name in choices else ""
+
+
+def density(node: Conv2d | Linear) -> float:
+    """Share of the weights that are not zero."""
+    weight = node.weight.weights if isinstance(node.weight, PackedMatrix) else node.weight
+    return float(np.count_nonzero(weight)) / max(1, node.rows * node.kernels)
+
+
+def weight_bytes(node: Conv2d | Linear) -> tuple[int, int]:
+    """Bytes of the weight as stored, and as a dense array of the same type."""
+    dense = node.rows * node.kernels * int(node.weight.dtype.itemsize)
+    return int(node.weight.nbytes), dense
+
+
+def expected_activity(graph: Graph) -> dict[str, float]:
+    """Share of each tensor's values expected to be other than zero: k / n after k-WTA, half after a ReLU."""
+    activity: dict[str, float] = {}
+    for node in graph.nodes:
+        activity[node.name] = _activity(graph, node, [activity[name] for name in node.inputs])
+    return activity
+
+
+def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
+    match node:
+        case KWTA():
+            return min(inputs[0], node.k / node.scope_size(graph.input_types(node)[0]))
+        case Relu():
+            return min(inputs[0], 0.5)
+        case MaxPool():
+            return min(1.0, inputs[0] * node.kernel[0] * node.kernel[1])
+        case Reshape():
+            return inputs[0]
+        case Conv2d() | Linear():
+            return 0.5 if graph.types[node.name].dtype == "uint8" else 1.0  # clamped at zero: a ReLU
+        case Add() | Concat():
+            return min(1.0, sum(inputs))
+        case _:
+            return 1.0
+
+
+def count_macs(graph: Graph, tensors: Mapping[str, NDArray[Any]], mode_of: Mapping[str, str]) -> dict[str, int]:
+    """Multiply-accumulates really done on a batch, whose tensors are given, per layer with weights."""
+    return {
+        node.name: _count_layer(node, tensors[node.inputs[0]], tensors[node.name], mode_of[node.name])
+        for node in graph.nodes
+        if isinstance(node, (Conv2d, Linear))
+    }
+
+
+def _count_layer(node: Conv2d | Linear, x: NDArray[Any], y: NDArray[Any], mode: str) -> int:
+    vectors = y.size // node.kernels
+    if mode == "dense" or (isinstance(node, Conv2d) and node.groups > 1):
+        return vectors * node.rows * node.kernels
+    weights_of_row = np.count_nonzero(node.dense_weight, axis=1)
+    if mode == "sparse-dense":
+        return vectors * int(weights_of_row.sum())
+    active = x != 0
+    if isinstance(node, Conv2d):
+        active = reference.windows(active, node.kernel, node.stride, node.padding, 0)
+    return int(active.reshape(vectors, node.rows).sum(axis=0) @ weights_of_row)
+
+
+def table(rows: Iterable[LayerPlan]) -> str:
+    """A plan as text."""
+    lines = [f"{'layer':20} {'operation':13} {'mode':14} {'kernel':14} {'tier':10} {'MACs dense':>12} {'done':>10}"]
+    for r in rows:
+        kernel = r.kernel or "(fused)"
+        counts = f"{r.macs_dense:12,} {r.macs_done:10,}" if r.macs_dense else ""
+        lines.append(f"{r.name:20} {r.operation:13} {r.mode:14} {kernel:14} {r.tier:10} {counts}".rstrip())
+    return "\n".join(lines)

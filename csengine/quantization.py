@@ -1,0 +1,356 @@
+"""A float network and calibration samples become an integer network.
+
+Weights are int8 with one scale per output channel; activations are uint8 where they cannot be negative, else int8, with
+one scale per tensor; every zero point is 0, so what was inactive stays exactly 0. ReLU becomes the clamp of an unsigned
+result. `Graph` then proves that no accumulator can overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csengine import reference
+from csengine.errors import GraphError, QuantizationError
+from csengine.graph import (
+    KWTA,
+    Add,
+    Affine,
+    AveragePool,
+    Concat,
+    Conv2d,
+    Dequantize,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Node,
+    Packing,
+    Relu,
+    Requantization,
+    Reshape,
+    Softmax,
+)
+from csengine.packing import PackedMatrix
+
+Array = NDArray[Any]
+_PASSING = (Relu, MaxPool, KWTA, Reshape)  # operations whose result has the scale of their input
+_BATCH = 64  # calibration samples traced at a time
+_BINS = 4096  # of a calibration histogram
+_LARGEST = {"uint8": 255, "int8": 127}
+_RATIOS = 2.0**-32, 65535 * 2.0**-1  # what a multiplier and a shift can express
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantization did to one tensor, measured on the calibration samples.
+
+    relative_error: root of the mean squared difference over the root mean square of the float values.
+    saturated: share of the values that lie at the end of the integer range.
+    """
+
+    name: str
+    dtype: str
+    scale: float
+    relative_error: float
+    saturated: float
+
+
+def quantize(
+    graph: Graph,
+    samples: NDArray[np.float32],
+    *,
+    percentile: float | None = None,
+    integer_output: bool = False,
+) -> tuple[Graph, tuple[LayerError, ...]]:
+    """The integer network of a float one, and the error it makes per layer.
+
+    samples: calibration inputs `[B, ...]` in NHWC. percentile: None scales every tensor to its largest magnitude seen;
+    a number such as 99.99 to that percentile of its non-zero magnitudes, and saturates the rest. integer_output: leave
+    the result as integers. Raises QuantizationError.
+    """
+    if any(kind.is_integer for kind in graph.types.values()):
+        raise QuantizationError("the network holds integers already; expected a float32 network")
+    if samples.shape[1:] != graph.input.shape or len(samples) == 0 or not np.isfinite(samples).all():
+        shape = ", ".join(map(str, graph.input.shape))
+        raise QuantizationError(f"calibration needs finite samples [B, {shape}], B > 0; got shape {samples.shape}")
+    if percentile is not None and not 50.0 < percentile <= 100.0:
+        raise QuantizationError(f"percentile is {percentile}; expected between 50 and 100")
+    graph = fold_affines(_without_dead_ends(graph))
+    ranges = observe(graph, samples, percentile)
+    quantizer = _Quantizer(graph, ranges, integer_output)
+    try:
+        result = Graph(tuple(quantizer.build()), graph.layout)
+    except GraphError as error:
+        raise QuantizationError(str(error)) from error
+    return result, measure_errors(graph, result, quantizer.source_of, samples)
+
+
+# --- simplification --------------------------------------------------------------------------------------------------
+
+
+def _without_dead_ends(graph: Graph) -> Graph:
+    """The network without what its result does not depend on."""
+    needed = {graph.input.name, graph.output.name}
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return Graph(tuple(node for node in graph.nodes if node.name in needed), graph.layout)
+
+
+def fold_affines(graph: Graph) -> Graph:
+    """Fold every affine into the convolution or linear layer before it, where nothing else reads that layer.
+
+    The layer keeps its name and takes the affine's place in the order.
+    """
+    folded: dict[str, Node] = {}
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        is_only_reader = bool(node.inputs) and len(graph.readers[node.inputs[0]]) == 1
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        source = folded[node.inputs[0]] if isinstance(node, Affine) else None
+        if isinstance(node, Affine) and isinstance(source, (Conv2d, Linear)) and is_only_reader:
+            del folded[source.name]
+            folded[source.name] = _fold(source, node)
+            renamed[node.name] = source.name
+        else:
+            folded[node.name] = node
+    return Graph(tuple(folded.values()), graph.layout)
+
+
+def _fold(layer: Conv2d | Linear, affine: Affine) -> Conv2d | Linear:
+    """A layer that includes the affine after it; computed in double."""
+    scale = affine.scale.astype(np.float64)
+    bias = np.zeros(layer.kernels) if layer.bias is None else layer.bias.astype(np.float64)
+    return replace(
+        layer,
+        weight=(layer.dense_weight * scale).astype(np.float32),
+        bias=(bias * scale + affine.shift).astype(np.float32),
+        packing=_packing_of(layer),
+    )
+
+
+def _packing_of(layer: Conv2d | Linear) -> Packing | None:
+    """The packing that a layer has or wants."""
+    if isinstance(layer.weight, PackedMatrix):
+        return Packing(layer.weight.block, layer.weight.set_size, layer.weight.members)
+    return layer.packing
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def observe(graph: Graph, samples: Array, percentile: float | None) -> dict[str, tuple[float, float]]:
+    """Lowest value and largest magnitude (or its percentile) of every tensor."""
+    lowest = dict.fromkeys(graph.types, np.inf)
+    largest = dict.fromkeys(graph.types, 0.0)
+    for batch in _batches(samples):
+        for name, values in reference.trace(graph, batch).items():
+            lowest[name] = min(lowest[name], float(values.min()))
+            largest[name] = max(largest[name], float(np.abs(values).max()))
+    if percentile is not None:
+        largest = _percentiles(graph, samples, largest, percentile)
+    return {name: (lowest[name], largest[name]) for name in graph.types}
+
+
+def _percentiles(graph: Graph, samples: Array, largest: Mapping[str, float], percentile: float) -> dict[str, float]:
+    """Percentile of the non-zero magnitudes of every tensor, from histograms."""
+    counts = {name: np.zeros(_BINS, np.int64) for name in graph.types}
+    for batch in _batches(samples):
+        for name, values in reference.trace(graph, batch).items():
+            magnitudes = np.abs(values[values != 0]).astype(np.float64)
+            counts[name] += np.histogram(magnitudes, _BINS, (0.0, largest[name] or 1.0))[0]
+    found = {}
+    for name, histogram in counts.items():
+        reached = np.searchsorted(np.cumsum(histogram), percentile / 100.0 * histogram.sum())
+        found[name] = largest[name] * (min(int(reached), _BINS - 1) + 1) / _BINS
+    return found
+
+
+def _batches(samples: Array) -> list[Array]:
+    return [samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH)]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def multiplier_and_shift(ratio: NDArray[np.float64]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """`ratio ~ M / 2**s` with `2**15 <= M < 2**16` and `1 <= s <= 47`. Raises QuantizationError."""
+    mantissa, exponent = np.frexp(ratio)
+    multiplier = np.rint(mantissa * 2**16)
+    carried = multiplier == 2**16
+    multiplier, shift = np.where(carried, 2**15, multiplier), 16 - exponent - carried
+    if not (np.isfinite(ratio).all() and (ratio > 0).all() and (shift >= 1).all() and (shift <= 47).all()):
+        raise QuantizationError(
+            f"scale ratios from {ratio.min()} to {ratio.max()} do not fit; expected 2**-32 to 2**15"
+        )
+    return multiplier.astype(np.uint16), shift.astype(np.uint8)
+
+
+def _nearest(ratio: NDArray[np.float64]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """`multiplier_and_shift` of the nearest ratio that fits.
+
+    Others come from tensors that calibration saw as zero. The greatest saturates every non-zero integer; the least
+    takes any activation to 0 (`quantize_weights` keeps accumulators above it).
+    """
+    return multiplier_and_shift(np.clip(ratio, *_RATIOS))
+
+
+def quantize_weights(
+    layer: Conv2d | Linear, input_scale: float, output_scale: float | None
+) -> tuple[NDArray[np.int8], NDArray[np.int32] | None, NDArray[np.float64]]:
+    """int8 weights, int32 bias, and the real value `[O]` of 1 in each accumulator."""
+    weight = layer.dense_weight.astype(np.float64)
+    bias = np.zeros(layer.kernels) if layer.bias is None else layer.bias.astype(np.float64)
+    scale = np.abs(weight).max(axis=0, initial=0.0) / 127.0
+    scale = np.maximum(scale, np.abs(bias) / (input_scale * 2.0**30))  # the bias has to fit, too
+    if output_scale is not None:
+        scale = np.maximum(scale, output_scale / input_scale * 2.0**-30)  # below that, nothing rounds to 1
+    scale = np.where(scale > 0, scale, 1.0)
+    unit = scale * input_scale
+    quantized = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+    return quantized, None if layer.bias is None else np.rint(bias / unit).astype(np.int32), unit
+
+
+# --- the rewrite -----------------------------------------------------------------------------------------------------
+
+
+class _Quantizer:
+    """Walks a float graph once and builds the integer one."""
+
+    def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], integer_output: bool) -> None:
+        self.graph = graph
+        self.ranges = ranges
+        self.integer_output = integer_output
+        self.name_of: dict[str, str] = {}  # float tensor -> integer tensor
+        self.source_of: dict[str, str] = {}  # integer tensor -> the float tensor it stands for
+        self.scale_of: dict[str, float] = {}  # integer tensor -> real value of 1
+        self.unsigned: dict[str, bool] = {}  # integer tensor -> whether it is uint8
+        self.dropped: set[str] = set()  # ReLUs that became a clamp
+
+    def build(self) -> Sequence[Node]:
+        nodes: list[Node] = []
+        for node in self.graph.nodes:
+            source = node.inputs[0] if node.inputs else ""
+            if node.name in self.dropped:
+                self._stands_for(self.name_of[source], node.name)
+                continue
+            nodes.extend(self._convert(node))
+        if not self.integer_output and self.name_of[self.graph.output.name] in self.scale_of:
+            nodes.append(self._dequantize(self.name_of[self.graph.output.name]))
+        return nodes
+
+    def _stands_for(self, integer: str, source: str) -> None:
+        self.name_of[source] = integer
+        self.source_of[integer] = source
+
+    def _convert(self, node: Node) -> list[Node]:
+        self._stands_for(node.name, node.name)
+        inputs = tuple(self.name_of[name] for name in node.inputs)
+        if isinstance(node, Softmax):
+            return self._convert_softmax(node, inputs[0])
+        if not all(name in self.scale_of for name in inputs):
+            raise QuantizationError(f"{node.name}: reads a softmax, which has no integer form; expected it to be last")
+        if isinstance(node, _PASSING):
+            self.scale_of[node.name], self.unsigned[node.name] = self.scale_of[inputs[0]], self.unsigned[inputs[0]]
+            return [replace(node, inputs=inputs)]
+        if isinstance(node, (Conv2d, Linear)) and self._leaves_accumulators(node):
+            return self._convert_last(node, inputs)
+        dtype, scale = self._result_type(node, inputs)
+        self.scale_of[node.name], self.unsigned[node.name] = scale, dtype == "uint8"
+        if isinstance(node, Input):
+            return [replace(node, dtype=dtype, scale=scale)]
+        if isinstance(node, (Conv2d, Linear)):
+            weight, bias, unit = quantize_weights(node, self.scale_of[inputs[0]], scale)
+            requantization = Requantization(*_nearest(unit / scale), dtype, scale)
+            packing = _packing_of(node)
+            changes = {"weight": weight, "bias": bias, "requantization": requantization, "packing": packing}
+            return [replace(node, inputs=inputs, **changes)]  # type: ignore[arg-type]
+        if isinstance(node, (AveragePool, Add, Concat)):
+            return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
+        raise QuantizationError(f"{node.name}: no integer form of {type(node).__name__}; fold or remove it first")
+
+    def _chain(self, node: Node) -> list[Node]:
+        """The node and the scale-keeping operations after it, while each is read by one other only."""
+        chain = [node]
+        while len(readers := self.graph.readers[chain[-1].name]) == 1 and isinstance(readers[0], _PASSING):
+            chain.append(readers[0])
+        return chain
+
+    def _result_type(self, node: Node, inputs: Sequence[str]) -> tuple[Literal["uint8", "int8"], float]:
+        """Type and scale of a requantized result; a ReLU that follows becomes the clamp of an unsigned one."""
+        chain = self._chain(node)
+        relus = {item.name for item in chain if isinstance(item, Relu)}
+        self.dropped |= relus
+        lowest, largest = self.ranges[chain[-1].name]
+        if isinstance(node, Input):
+            unsigned = bool(relus) or lowest >= 0
+        else:
+            is_weighted = isinstance(node, (Conv2d, Linear))
+            unsigned = bool(relus) or (not is_weighted and all(self.unsigned[name] for name in inputs))
+        dtype: Literal["uint8", "int8"] = "uint8" if unsigned else "int8"
+        return dtype, max(largest, 1e-12) / _LARGEST[dtype]
+
+    def _rescale(
+        self, node: AveragePool | Add | Concat, inputs: Sequence[str], dtype: Literal["uint8", "int8"], scale: float
+    ) -> Requantization:
+        ratio = np.array([self.scale_of[name] / scale for name in inputs])
+        if isinstance(node, Add):
+            ratio = np.minimum(ratio, _RATIOS[1])
+            _, shift = _nearest(ratio.max(keepdims=True))
+            multiplier = np.minimum(np.rint(ratio * 2.0 ** shift.astype(np.float64)), 2**16 - 1).astype(np.uint16)
+            return Requantization(multiplier, shift, dtype, scale)
+        if isinstance(node, AveragePool):
+            ratio = ratio / (node.kernel[0] * node.kernel[1])
+        return Requantization(*_nearest(ratio), dtype, scale)
+
+    def _leaves_accumulators(self, node: Node) -> bool:
+        """Whether only the network's user, or a softmax, reads the node."""
+        return all(isinstance(reader, Softmax) for reader in self.graph.readers[node.name])
+
+    def _convert_last(self, node: Conv2d | Linear, inputs: tuple[str, ...]) -> list[Node]:
+        weight, bias, unit = quantize_weights(node, self.scale_of[inputs[0]], None)
+        layer = replace(node, inputs=inputs, weight=weight, bias=bias, packing=_packing_of(node))
+        if self.integer_output and not self.graph.readers[node.name]:
+            return [layer]
+        scaled = Dequantize(name=f"{node.name}.scaled", inputs=(node.name,), scale=unit)
+        self._stands_for(scaled.name, node.name)
+        return [layer, scaled]
+
+    def _convert_softmax(self, node: Softmax, source: str) -> list[Node]:
+        if source not in self.scale_of:
+            return [replace(node, inputs=(source,))]
+        scaled = self._dequantize(source)
+        return [scaled, replace(node, inputs=(scaled.name,))]
+
+    def _dequantize(self, name: str) -> Dequantize:
+        return Dequantize(name=f"{name}.scaled", inputs=(name,), scale=np.array([self.scale_of[name]]))
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def measure_errors(
+    graph: Graph, integer: Graph, source_of: Mapping[str, str], samples: Array
+) -> tuple[LayerError, ...]:
+    """Compare every integer activation with the float tensor it stands for, on the first batch of samples."""
+    batch = samples[:_BATCH]
+    wanted, got = reference.trace(graph, batch), reference.trace(integer, batch)
+    errors = []
+    for name, kind in integer.types.items():
+        if kind.scale is None:
+            continue
+        exact = wanted[source_of[name]].astype(np.float64)
+        if kind.dtype == "uint8":
+            exact = np.maximum(exact, 0.0)  # a ReLU further on became this tensor's clamp
+        difference = got[name] * kind.scale - exact
+        power = float(np.sqrt((exact**2).mean())) or 1.0
+        saturated = float((np.abs(got[name].astype(np.int64)) >= _LARGEST[kind.dtype]).mean())
+        errors.append(
+            LayerError(name, kind.dtype, kind.scale, float(np.sqrt((difference**2).mean())) / power, saturated)
+        )
+    return tuple(errors)
