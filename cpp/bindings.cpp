@@ -84,8 +84,10 @@ PackedWeight packed_weight(const Packed& packed) {
 
 class Builder {
   public:
-    Builder(const std::string& tier, const std::string& mode, bool keep)
-        : tier_(tier_from_name(tier)), mode_(mode_from_name(mode)), keep_(keep) {
+    // measure: take the fastest kernels that use no more sparsity than `mode`. Otherwise kernels of exactly that mode
+    // where a layer has it; "" lets the cost model choose the mode.
+    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep)
+        : tier_(tier_from_name(tier)), mode_(mode_from_name(mode)), measure_(measure), keep_(keep) {
         require(is_available(tier_), "this machine cannot run that tier");
     }
 
@@ -130,7 +132,7 @@ class Builder {
             spec.bias = bias->data();
         }
         spec.requantization = requantization(scaling);
-        auto choice = choose_layer(spec, tier_, mode_, activity);
+        auto choice = choose(spec, activity);
         push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step), {input}, output);
     }
 
@@ -175,9 +177,14 @@ class Builder {
 
     const Tensor& at(int tensor) const { return tensors_.at(tensor).type; }
 
+    Choice<LayerSpec> choose(const LayerSpec& spec, double activity) const {
+        if (measure_) return measure_layer(spec, tier_, mode_ == Mode::none ? Mode::sparse_sparse : mode_, activity);
+        return choose_layer(spec, tier_, mode_ == Mode::none ? cheapest_mode(spec, activity) : mode_);
+    }
+
     template <class Spec>
     void add(const std::string& node, const Spec& spec, std::vector<int> inputs, int output) {
-        auto choice = choose(spec, tier_);
+        auto choice = cs::choose(spec, tier_);
         push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step),
              std::move(inputs), output);
     }
@@ -189,7 +196,7 @@ class Builder {
 
     Tier tier_;
     Mode mode_;
-    bool keep_;
+    bool measure_, keep_;
     std::vector<ProgramTensor> tensors_;
     std::vector<ProgramStep> steps_;
 };
@@ -312,7 +319,7 @@ PYBIND11_MODULE(_native, m) {
         .def("choices", &choices, "Node, kernel, tier and mode of every step.");
 
     py::class_<Builder>(m, "Builder")
-        .def(py::init<const std::string&, const std::string&, bool>())
+        .def(py::init<const std::string&, const std::string&, bool, bool>())
         .def("tensor", &Builder::tensor)
         .def("view", &Builder::view)
         .def("input", &Builder::input)

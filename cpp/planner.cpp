@@ -1,9 +1,79 @@
 #include "planner.h"
 
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "arena.h"
+
 namespace cs {
 namespace {
 
-// Expected time of one vector of inputs, in multiply-accumulates of the dense kernel. Rough by intent: it decides
+constexpr int kRuns = 9;          // measured runs of a candidate
+constexpr double kHopeless = 2;   // a first run this much slower than the best candidate's best ends the matter
+
+constexpr Mode kModes[] = {Mode::sparse_sparse, Mode::sparse_dense, Mode::dense};
+
+// The kernel of the best tier that computes the layer in exactly this mode; none if there is none.
+Choice<LayerSpec> find(const LayerSpec& spec, Tier tier, Mode mode) {
+    const auto& table = kernels<LayerSpec>();
+    for (auto row = table.rbegin(); row != table.rend(); ++row) {
+        if (row->tier > tier || row->mode != mode) continue;
+        if (auto step = row->prepare(spec)) return {&*row, std::move(step)};
+    }
+    return {};
+}
+
+// One random sample, of whose values a share is other than zero.
+void fill_random(const Tensor& tensor, double activity, std::byte* to) {
+    std::minstd_rand random(1);
+    std::bernoulli_distribution active(activity);
+    for (int64_t i = 0; i < tensor.size(); ++i) {
+        const auto value = active(random) ? 1 + random() % 127 : 0;
+        if (tensor.dtype == DType::f32) {
+            reinterpret_cast<float*>(to)[i] = static_cast<float>(value);
+        } else {
+            to[i] = static_cast<std::byte>(value);
+        }
+    }
+}
+
+class Stopwatch {
+  public:
+    explicit Stopwatch(const LayerSpec& spec, double activity)
+        : input_(make(spec.input.stride() + kSlack)), output_(make(spec.output.stride() + kSlack)) {
+        fill_random(spec.input, activity, input_.get());
+    }
+
+    // Seconds of the fastest run; gives up early on a step that cannot reach `best`.
+    double time(const Step& step, double best) const {
+        const Arena scratch = make(step.scratch_bytes() + kSlack);
+        const std::byte* inputs[] = {input_.get()};
+        double fastest = std::numeric_limits<double>::infinity();
+        for (int i = 0; i < kRuns; ++i) {
+            const auto start = std::chrono::steady_clock::now();
+            step.run({inputs, output_.get(), scratch.get(), 1, 0});
+            const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+            fastest = std::min(fastest, elapsed.count());
+            if (i == 1 && fastest > kHopeless * best) break;
+        }
+        return fastest;
+    }
+
+  private:
+    static Arena make(size_t bytes) {
+        Arena memory = make_arena(bytes);
+        if (!memory) throw std::bad_alloc();
+        std::memset(memory.get(), 0, bytes);
+        return memory;
+    }
+
+    Arena input_, output_;
+};
+
+// Expected time of one vector of inputs, in multiply-accumulates of the scalar dense kernel. Rough by intent: it decides
 // between modes whose times differ by factors.
 double cost(const LayerSpec& spec, Mode mode, double activity) {
     constexpr double kRow = 6, kRoute = 4;  // overhead of visiting a packed row, and of routing one of its entries
@@ -21,33 +91,45 @@ double cost(const LayerSpec& spec, Mode mode, double activity) {
     return p.row_blocks * (active * row + (mode == Mode::sparse_sparse ? p.u : 0));
 }
 
-const Kernel<LayerSpec>* find(Tier tier, Mode mode, const LayerSpec& spec, std::unique_ptr<Step>& step) {
-    const auto& table = kernels<LayerSpec>();
-    for (auto row = table.rbegin(); row != table.rend(); ++row) {
-        if (row->tier <= tier && row->mode == mode && (step = row->prepare(spec))) return &*row;
+}  // namespace
+
+Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
+    for (Mode tried : kModes) {
+        if (tried > mode) continue;
+        if (auto choice = find(spec, tier, tried); choice.kernel) return choice;
     }
-    return nullptr;
+    throw std::logic_error("no kernel can run this layer");
 }
 
-Mode cheapest(const LayerSpec& spec, double activity) {
+Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity) {
+    const Stopwatch stopwatch(spec, activity);
+    std::vector<Choice<LayerSpec>> candidates;
+    for (Mode mode : kModes) {
+        if (mode > limit) continue;
+        if (auto choice = find(spec, tier, mode); choice.kernel) candidates.push_back(std::move(choice));
+    }
+    // The best tiers first, so that slower ones are given up early.
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const auto& a, const auto& b) { return a.kernel->tier > b.kernel->tier; });
+    Choice<LayerSpec> fastest;
+    double best = std::numeric_limits<double>::infinity();
+    for (auto& candidate : candidates) {
+        const double seconds = stopwatch.time(*candidate.step, best);
+        if (seconds >= best) continue;
+        best = seconds;
+        fastest = std::move(candidate);
+    }
+    if (!fastest.kernel) throw std::logic_error("no kernel can run this layer");
+    return fastest;
+}
+
+Mode cheapest_mode(const LayerSpec& spec, double activity) {
     Mode best = Mode::dense;
     for (Mode mode : {Mode::sparse_dense, Mode::sparse_sparse}) {
         if (spec.groups > 1 || (mode == Mode::sparse_dense && !spec.packed)) continue;
         if (cost(spec, mode, activity) < cost(spec, best, activity)) best = mode;
     }
     return best;
-}
-
-}  // namespace
-
-Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode, double activity) {
-    if (mode == Mode::none) mode = cheapest(spec, activity);
-    for (Mode tried : {Mode::sparse_sparse, Mode::sparse_dense, Mode::dense}) {
-        std::unique_ptr<Step> step;
-        if (tried > mode) continue;
-        if (const auto* kernel = find(tier, tried, spec, step)) return {kernel, std::move(step)};
-    }
-    throw std::logic_error("no kernel can run this layer");
 }
 
 }  // namespace cs

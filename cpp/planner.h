@@ -10,7 +10,7 @@ namespace cs {
 
 template <class Spec>
 struct Choice {
-    const Kernel<Spec>* kernel;
+    const Kernel<Spec>* kernel = nullptr;
     std::unique_ptr<Step> step;
 };
 
@@ -25,9 +25,15 @@ Choice<Spec> choose(const Spec& spec, Tier tier) {
     throw std::logic_error("no kernel can run this operation");
 }
 
-// The best kernel up to `tier` for a layer. A mode that the layer does not have (a dense weight has no sparse-dense
-// form) falls to the next denser one. Mode::none lets the cost model choose; activity is the expected share of inputs
-// that are not zero.
-Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode, double activity);
+// The kernel for a layer in a given mode: the one of the best tier. A mode that the layer does not have (a dense weight
+// has no sparse-dense form) falls to the next denser one.
+Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode);
+
+// The fastest kernel for a layer that uses no more sparsity than `limit`, measured on random inputs of which a share
+// `activity` is other than zero.
+Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity);
+
+// The cheapest mode by a cost model, the same on every machine.
+Mode cheapest_mode(const LayerSpec& spec, double activity);
 
 }  // namespace cs

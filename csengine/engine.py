@@ -110,8 +110,10 @@ class Engine:
 
         backend: "cpp", "numba", "reference" or "fpga"; "auto" takes `CSENGINE_BACKEND`, else the first of cpp, numba
         and reference that runs here. threads: None takes `CSENGINE_NUM_THREADS`, else the physical cores that affinity
-        and container quota allow. mode: how layers with weights are computed; "auto" chooses per layer.
-        `CSENGINE_ISA` forces the instruction set of the C++ kernels.
+        and container quota allow. mode: which sparsity may be used: "dense" none, "sparse-dense" that of the weights,
+        "sparse-sparse" (and "auto") that of the activations, too; each layer takes the fastest kernel that this allows.
+        `CSENGINE_ISA` forces the instruction set of the C++ kernels. `CSENGINE_PLANNER=model` chooses without measuring,
+        the same on every machine: layers take exactly the mode, "auto" the cheapest by a cost model.
 
         Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
         here), ValueError (an argument out of range).
@@ -237,9 +239,18 @@ def _resolve_mode(mode: str) -> Mode:
     raise ValueError(f"mode is {mode!r}; expected {', '.join(MODES)}")
 
 
+def _resolve_planner() -> str:
+    planner = os.environ.get("CSENGINE_PLANNER", "measure")
+    if planner not in ("measure", "model"):
+        raise ValueError(f"CSENGINE_PLANNER is {planner!r}; expected measure or model")
+    return planner
+
+
 def _compile(model: Model, backend: str, mode: Mode, threads: int) -> tuple[Backend, Program]:
     """The program, and the backend that it is for; "auto" tries them in order and says why none works."""
-    wanted = _AUTOMATIC if backend == "auto" else tuple(name for name in BACKENDS if name == backend)
+    wanted = tuple(name for name in BACKENDS if name == backend)
+    if backend == "auto":
+        wanted = ("cpp",) if os.environ.get("CSENGINE_ISA") else _AUTOMATIC
     reasons = []
     for name in wanted:
         try:
@@ -253,6 +264,8 @@ def _compile_for(name: Backend, model: Model, mode: Mode, threads: int) -> Progr
     if name not in _MODULES:
         raise BackendUnavailableError("this version has no FPGA backend; use backend='cpp', 'numba' or 'reference'")
     module = importlib.import_module(_MODULES[name])
-    options = {"tier": os.environ.get("CSENGINE_ISA") or None} if name == "cpp" else {}
+    options: dict[str, Any] = {}
+    if name == "cpp":
+        options = {"tier": os.environ.get("CSENGINE_ISA") or None, "measure": _resolve_planner() == "measure"}
     program: Program = module.compile(model.graph, mode, threads, **options)
     return program

@@ -23,7 +23,9 @@ def contenders() -> Iterator[Any]:
     """Every backend, the C++ one in every tier; a tier that this processor lacks is a visible skip."""
     for tier, runs in cpp.tiers().items():
         skip = pytest.mark.skipif(not runs, reason=f"this processor does not run {tier}")
-        yield pytest.param("cpp", {"tier": tier}, id=f"cpp-{tier}", marks=skip)
+        for measure in (True, False):
+            name = f"cpp-{tier}-{'measured' if measure else 'exact'}"
+            yield pytest.param("cpp", {"tier": tier, "measure": measure}, id=name, marks=skip)
     yield pytest.param("numba", {}, id="numba")
     yield pytest.param("reference", {}, id="reference")
 
@@ -97,7 +99,7 @@ def test_every_kernel_of_the_table_is_reached() -> None:
             graph = random_graph(seed, integer=seed % 2 == 0)
             for mode in MODES:
                 if runs:
-                    choices = cpp.compile(graph, mode, 1, tier=tier).choices().values()
+                    choices = cpp.compile(graph, mode, 1, tier=tier, measure=False).choices().values()
                     reached |= {(choice.kernel, choice.tier) for choice in choices}
     runnable = {name for name, runs in cpp.tiers().items() if runs}
     table = {(kernel, tier) for _, kernel, tier, _ in _native.kernel_table() if tier in runnable}

@@ -158,8 +158,18 @@ def test_the_instruction_set_by_environment(path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CSENGINE_ISA", "scalar")
     assert {choice.tier for choice in Engine.load(path).choices().values()} == {"scalar"}
     monkeypatch.setenv("CSENGINE_ISA", "mmx")
-    with pytest.raises(BackendUnavailableError, match="'mmx' cannot run here"):
-        Engine.load(path, backend="cpp")
+    for backend in ("cpp", "auto"):
+        with pytest.raises(BackendUnavailableError, match="'mmx' cannot run here"):
+            Engine.load(path, backend=backend)  # type: ignore[arg-type]
+
+
+def test_the_planner_by_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSENGINE_PLANNER", "model")
+    modes = {choice.mode for choice in Engine.load(path, mode="sparse-sparse").choices().values()}
+    assert modes == {"", "sparse-sparse"}
+    monkeypatch.setenv("CSENGINE_PLANNER", "guess")
+    with pytest.raises(ValueError, match="CSENGINE_PLANNER is 'guess'; expected measure or model"):
+        Engine.load(path)
 
 
 def test_threads_by_argument_and_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +198,8 @@ def test_a_missing_and_a_damaged_file(tmp_path: Path) -> None:
         Engine.load(tmp_path / "bad.safetensors")
 
 
-def test_plan_counts_work(path: Path) -> None:
+def test_plan_counts_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSENGINE_PLANNER", "model")
     rows = {row.name: row for row in Engine.load(path, mode="sparse-sparse").plan()}
     graph = small_graph()
     nonzeros = np.count_nonzero(graph.nodes[5].dense_weight)  # type: ignore[attr-defined]
@@ -198,7 +209,10 @@ def test_plan_counts_work(path: Path) -> None:
     assert rows["conv"].macs_dense == 18 * 16 * 36
 
 
-def test_profile_counts_the_work_done_and_writes_a_trace(path: Path, tmp_path: Path) -> None:
+def test_profile_counts_the_work_done_and_writes_a_trace(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSENGINE_PLANNER", "model")
     engine = Engine.load(path, mode="sparse-sparse")
     x = np.random.default_rng(1).random((4, 2, 8, 8), np.float32)
     profile = engine.profile(x, passes=3)

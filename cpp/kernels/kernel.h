@@ -69,6 +69,11 @@ struct LayerSpec {
     Requantization requantization;
 };
 
+// Whether a layer is one vector of inputs to one vector of outputs.
+inline bool is_linear(const LayerSpec& s) {
+    return s.groups == 1 && s.rows == s.input.size() && s.input.positions() == 1 && s.conv_height * s.conv_width == 1;
+}
+
 // The caller's array: float32, which an integer network quantizes, or the network's own type.
 struct InputSpec {
     Tensor output;

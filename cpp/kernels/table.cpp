@@ -2,6 +2,14 @@
 #include "kernel.h"
 #include "scalar.h"
 
+// Tiers for processors of other architectures are not built.
+#if defined(__x86_64__)
+#include "avx512vnni.h"
+#define CS_X86(...) __VA_ARGS__
+#else
+#define CS_X86(...)
+#endif
+
 namespace cs {
 
 template <>
@@ -18,13 +26,21 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
         {"dense_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_dense_select},
         {"packed", Tier::scalar, Mode::sparse_dense, scalar::layer_sparse_dense},
         {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
+        CS_X86({"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
+               {"conv_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::conv_sparse_dense},
+               {"linear_dot", Tier::avx512vnni, Mode::dense, avx512vnni::linear_dense},
+               {"linear_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_dense_select},
+               {"linear_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::linear_sparse_dense},
+               {"linear_packed_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_sparse_sparse})
     };
     return table;
 }
 
 template <>
 const std::vector<Kernel<KwtaSpec>>& kernels() {
-    static const std::vector<Kernel<KwtaSpec>> table = {{"kwta", Tier::scalar, Mode::none, scalar::kwta}};
+    static const std::vector<Kernel<KwtaSpec>> table = {
+        {"kwta", Tier::scalar, Mode::none, scalar::kwta},
+        CS_X86({"kwta_bisect", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
     return table;
 }
 

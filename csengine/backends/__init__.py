@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from csengine.errors import ShapeError
 
-#: How a layer with weights is computed. "auto" lets the backend choose per layer.
+#: Which sparsity layers with weights may use: none, that of the weights, or that of the activations, too. A backend
+#: may do with less in a layer where that is faster. "auto" allows both.
 Mode: TypeAlias = Literal["auto", "dense", "sparse-dense", "sparse-sparse"]
 MODES: tuple[Mode, ...] = ("auto", "dense", "sparse-dense", "sparse-sparse")
 

@@ -46,12 +46,17 @@ def tiers() -> dict[str, bool]:
     return dict(_require_native().tiers())
 
 
-def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None) -> CppProgram:
-    """Compile for this machine. tier: None takes the best; an impossible one raises BackendUnavailableError."""
+def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None, measure: bool = True) -> CppProgram:
+    """Compile for this machine.
+
+    tier: None takes the best; an impossible one raises BackendUnavailableError. measure: for each layer take the
+    fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode where
+    the layer has it; "auto" then chooses by a cost model, the same everywhere.
+    """
     available = [name for name, can_run in tiers().items() if can_run]
     if tier is not None and tier not in available:
         raise BackendUnavailableError(f"tier {tier!r} cannot run here; this machine runs {', '.join(available)}")
-    return CppProgram(graph, mode, threads, tier or available[-1])
+    return CppProgram(graph, mode, threads, tier or available[-1], measure)
 
 
 def _require_native() -> Any:
@@ -66,9 +71,9 @@ def _require_native() -> Any:
 class CppProgram:
     """See `csengine.backends.Program`. One native call per run, over a preallocated arena, without the GIL."""
 
-    def __init__(self, graph: Graph, mode: Mode, threads: int, tier: str) -> None:
+    def __init__(self, graph: Graph, mode: Mode, threads: int, tier: str, measure: bool) -> None:
         self._graph, self._mode, self._tier = graph, mode, tier
-        self._native = _Lowering(graph, mode, tier, fuse=True).build(threads)
+        self._native = _Lowering(graph, mode, tier, measure, fuse=True).build(threads)
         self._shape = graph.output_type.shape
 
     def run(self, x: Array) -> Array:
@@ -82,7 +87,7 @@ class CppProgram:
     def trace(self, x: Array) -> Mapping[str, Array]:
         """Every node's tensor, from a program without fusion."""
         require_finite(x)
-        lowering = _Lowering(self._graph, self._mode, self._tier, fuse=False)
+        lowering = _Lowering(self._graph, self._mode, self._tier, measure=False, fuse=False)
         tensors = lowering.build(threads=1).trace(x)
         shapes = {name: kind.shape for name, kind in self._graph.types.items()}
         return {name: tensors[lowering.tensors[name]].reshape(len(x), *shape) for name, shape in shapes.items()}
@@ -101,10 +106,10 @@ class CppProgram:
 class _Lowering:
     """One walk over a graph that adds a native step per node, or per group of fused nodes."""
 
-    def __init__(self, graph: Graph, mode: Mode, tier: str, fuse: bool) -> None:
+    def __init__(self, graph: Graph, mode: Mode, tier: str, measure: bool, fuse: bool) -> None:
         self.graph = graph
         self.fuse = fuse
-        self.builder = _require_native().Builder(tier, "" if mode == "auto" else mode, not fuse)
+        self.builder = _require_native().Builder(tier, "" if mode == "auto" else mode, measure, not fuse)
         self.tensors: dict[str, int] = {}  # node -> native tensor
         self.activity = expected_activity(graph)
 
@@ -183,7 +188,7 @@ class _Lowering:
         return {pool.name} if pool else set()
 
     def _fusible_pool(self, node: Node) -> MaxPool | None:
-        """The max-pool that alone reads a layer and whose windows do not overlap.
+        """The 2 x 2 max-pool of stride 2 that alone reads a layer.
 
         A requantization never decreases, so the maximum of accumulators requantizes to the maximum of the results.
         """
@@ -191,7 +196,7 @@ class _Lowering:
         if not self.fuse or len(readers) != 1 or not isinstance(readers[0], MaxPool):
             return None
         pool = readers[0]
-        return pool if pool.stride == pool.kernel and not any(pool.padding) else None
+        return pool if pool.kernel == pool.stride == (2, 2) and not any(pool.padding) else None
 
 
 def _extents(kind: TensorType) -> tuple[int, int, int]:

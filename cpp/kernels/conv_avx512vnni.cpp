@@ -1,0 +1,387 @@
+// Convolution with int8 weights, dense and sparse-dense, avx512vnni tier.
+//
+// Why it is fast: VPDPBUSD multiplies 64 pairs of bytes and adds them up in 16 lanes, twice a cycle (ports 0 and 5). The
+// lanes are kernels: a vector holds the weights of one quad (four inputs) for one block of kernels, and the quad of one
+// position is broadcast from memory, which costs a load and no vector port. A tile of up to 28 positions stays in
+// registers, so that a weight is loaded once per tile. Quads in which a block has no weight are not in its list:
+// sparsity saves instructions one for one, and no index is looked up, because the list holds offsets into the input.
+//
+// With blocks of 16 kernels a register is one position; with blocks of 8 it is two neighbouring positions, lanes
+// alternating, whose quads lie side by side and are broadcast as one pair.
+//
+// Where the quads do not lie in the image as they are wanted, they are put there first: pairs read planes [quad of
+// channels][position], transposed once per image; images of few channels, whose quads straddle pixels, are staged row by
+// row as [quad][position], 16 positions to a byte permutation.
+#include <algorithm>
+#include <cstring>
+
+#include "arithmetic.h"
+#include "avx512vnni.h"
+#include "avx512vnni_math.h"
+#include "dot_layout.h"
+
+namespace cs::avx512vnni {
+namespace {
+
+constexpr int kMaxColumns = 14;  // registers across a tile
+
+// Everything that the inner loop needs, plain.
+struct Tile {
+    const std::byte* input;   // quad of the tile's first position, before the quad's own offset
+    int64_t row_stride;       // bytes to the next row of positions
+    int64_t column_stride;    // bytes to the next register of positions
+    const int32_t* offset;    // of each quad in the list
+    const int8_t* weight;     // [count, lanes, 4]
+    int count;
+    const int32_t* bias;      // [lanes]
+};
+
+// Eight dwords, each twice.
+CS_AVX512VNNI inline __m512i expand(const void* eight) {
+    const __m512i twice_s32x16 = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m256i loaded = _mm256_loadu_si256(static_cast<const __m256i*>(eight));
+    return _mm512_permutexvar_epi32(twice_s32x16, _mm512_castsi256_si512(loaded));
+}
+
+// Sums of ROWS x COLUMNS registers. kPairs: blocks of 8 kernels, two positions per register.
+template <int ROWS, int COLUMNS, bool kPairs>
+CS_AVX512VNNI inline __attribute__((always_inline)) void accumulate(const Tile& t, __m512i (&acc_s32x16)[ROWS][COLUMNS]) {
+    const __m512i bias_s32x16 = kPairs ? expand(t.bias) : _mm512_loadu_si512(t.bias);
+    for (auto& row : acc_s32x16) {
+        for (auto& acc : row) acc = bias_s32x16;
+    }
+    for (int n = 0; n < t.count; ++n) {
+        const int8_t* weight = t.weight + int64_t{n} * (kPairs ? 32 : 64);
+        const __m512i weight_s8x64 = kPairs ? expand(weight) : _mm512_loadu_si512(weight);
+        const std::byte* quad = t.input + t.offset[n];
+        for (int r = 0; r < ROWS; ++r, quad += t.row_stride) {
+            for (int c = 0; c < COLUMNS; ++c) {
+                const std::byte* from = quad + c * t.column_stride;
+                __m512i input_u8x64;
+                if constexpr (kPairs) {
+                    int64_t pair;
+                    std::memcpy(&pair, from, sizeof pair);
+                    input_u8x64 = _mm512_set1_epi64(pair);
+                } else {
+                    int32_t one;
+                    std::memcpy(&one, from, sizeof one);
+                    input_u8x64 = _mm512_set1_epi32(one);
+                }
+                acc_s32x16[r][c] = _mm512_dpbusd_epi32(acc_s32x16[r][c], input_u8x64, weight_s8x64);
+            }
+        }
+    }
+}
+
+// Where the results of a tile go.
+struct Destination {
+    std::byte* output;      // first position's block of kernels
+    int64_t pixel_bytes;    // from one output position to the next
+    int positions;          // output positions of the tile that exist
+    int kernels;            // kernels of the block that exist
+    const float* scale;     // [lanes], or null: int32 results
+    bool to_unsigned;
+};
+
+CS_AVX512VNNI inline void store(const Destination& d, int position, __m512i value_s32x16) {
+    if (position >= d.positions) return;
+    const auto mask = static_cast<__mmask16>((1u << d.kernels) - 1);
+    std::byte* to = d.output + position * d.pixel_bytes;
+    if (!d.scale) {
+        _mm512_mask_storeu_epi32(to, mask, value_s32x16);
+        return;
+    }
+    const __m512i result = requantize16(value_s32x16, _mm512_loadu_ps(d.scale));
+    _mm_mask_storeu_epi8(to, mask, narrow16(result, d.to_unsigned));
+}
+
+// Two positions of eight kernels, lanes alternating.
+CS_AVX512VNNI inline void store_pair(const Destination& d, int position, __m512i value_s32x16, bool pooled) {
+    const __m512i split_s32x16 = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i ordered = _mm512_permutexvar_epi32(split_s32x16, value_s32x16);
+    store(d, position, ordered);
+    if (!pooled) store(d, position + 1, _mm512_castsi256_si512(_mm512_extracti64x4_epi64(ordered, 1)));
+}
+
+// One tile: accumulate, pool 2 x 2 if ROWS is 2, and on its way out.
+template <int ROWS, int COLUMNS, bool kPairs>
+CS_AVX512VNNI void run_tile(const Tile& tile, const Destination& d) {
+    __m512i acc_s32x16[ROWS][COLUMNS];
+    accumulate<ROWS, COLUMNS, kPairs>(tile, acc_s32x16);
+    for (int c = 0; c < COLUMNS; ++c) {
+        __m512i value = acc_s32x16[0][c];
+        if constexpr (ROWS == 2) value = _mm512_max_epi32(value, acc_s32x16[1][c]);
+        if constexpr (kPairs && ROWS == 2) {
+            store_pair(d, c, _mm512_max_epi32(value, _mm512_shuffle_epi32(value, _MM_PERM_CDAB)), true);
+        } else if constexpr (kPairs) {
+            store_pair(d, 2 * c, value, false);
+        } else if constexpr (ROWS == 2) {
+            if (c % 2 == 0 && c + 1 < COLUMNS) {
+                const __m512i right = _mm512_max_epi32(acc_s32x16[0][c + 1], acc_s32x16[1][c + 1]);
+                store(d, c / 2, _mm512_max_epi32(value, right));
+            }
+        } else {
+            store(d, c, value);
+        }
+    }
+}
+
+using TileFunction = void (*)(const Tile&, const Destination&);
+
+template <int ROWS, bool kPairs, int... kColumns>
+TileFunction tile_function(int columns, std::integer_sequence<int, kColumns...>) {
+    static constexpr TileFunction table[] = {run_tile<ROWS, kColumns + 1, kPairs>...};
+    return table[columns - 1];
+}
+
+TileFunction tile_function(int rows, int columns, bool pairs) {
+    constexpr auto counts = std::make_integer_sequence<int, kMaxColumns>();
+    if (rows == 2) return pairs ? tile_function<2, true>(columns, counts) : tile_function<2, false>(columns, counts);
+    return pairs ? tile_function<1, true>(columns, counts) : tile_function<1, false>(columns, counts);
+}
+
+// Rows of 16 dwords at `stride` bytes, transposed.
+CS_AVX512VNNI inline void transpose16(const std::byte* from, int64_t stride, std::byte* to, int64_t to_stride) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * stride);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; ++i) {
+        const __m512i low = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+        const __m512i high = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
+        _mm512_storeu_si512(to + i * to_stride, low);
+        _mm512_storeu_si512(to + (i + 8) * to_stride, high);
+    }
+}
+
+// How the quads of a row of positions are found in memory.
+enum class Source {
+    image,   // in the image, or in a copy with its padding: channels are a multiple of 4
+    planes,  // transposed to [quad of channels][position]
+    staged,  // staged as [quad of the kernel][position], row by row
+};
+
+// A quad that is staged: 16 positions are a permutation of 64 bytes of one line of the image and 64 of the next.
+struct StagedQuad {
+    int64_t first, second;  // where the two lines begin, from the first line of the window
+    alignas(64) uint8_t index[64];
+};
+
+class Conv final : public Step {
+  public:
+    Conv(const LayerSpec& spec, DotBlocks blocks)
+        : input_(spec.input),
+          output_(spec.output),
+          window_(spec.window),
+          kernels_(spec.kernels),
+          conv_width_(spec.conv_width),
+          pooled_(spec.pool_h == 2),
+          pairs_(blocks.lanes == 8),
+          shifted_(spec.input.dtype == DType::s8),
+          blocks_(std::move(blocks)) {
+        height_ = std::max(input_.height + window_.pad_top, (spec.conv_height - 1) * window_.stride_h + window_.kernel_h);
+        width_ = std::max(input_.width + window_.pad_left, (spec.conv_width - 1) * window_.stride_w + window_.kernel_w);
+        copied_ = shifted_ || height_ > input_.height || width_ > input_.width;
+        source_ = input_.channels % 4 ? Source::staged : pairs_ ? Source::planes : Source::image;
+        if (shifted_) {
+            for (size_t o = 0; o < blocks_.bias.size(); ++o) blocks_.bias[o] -= 128 * blocks_.row_sum[o];
+        }
+        if (source_ == Source::staged) plan_staging();
+        for (int32_t& quad : blocks_.quad) quad = static_cast<int32_t>(offset_of(quad));
+        choose_tiles();
+    }
+
+    size_t scratch_bytes() const override { return copy_bytes() + planes_bytes() + staged_bytes(); }
+
+    void run(const Call& call) const noexcept override {
+        std::byte* copy = call.scratch;
+        std::byte* planes = copy + copy_bytes();
+        std::byte* staged = planes + planes_bytes();
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const auto* image = sample<std::byte>(call.inputs[0], input_, n);
+            if (copied_) image = copy_padded(image, copy);
+            if (source_ == Source::planes) image = transpose(image, planes);
+            auto* out = sample<std::byte>(call.output, output_, n);
+            for (int y = 0; y < output_.height; ++y) run_row(image, staged, y, out);
+        }
+    }
+
+  private:
+    int pool() const { return pooled_ ? 2 : 1; }
+    int register_positions() const { return pairs_ ? 2 : 1; }
+    int64_t line_bytes() const { return int64_t{width_} * input_.channels; }
+    int64_t plane_bytes() const { return round_up(4 * int64_t{height_} * width_ + 64, kAlignment); }
+    int64_t staged_stride() const { return round_up(4 * (conv_width_ + 16), kAlignment); }
+    int64_t staged_row() const { return staged_stride() * blocks_.quads; }
+
+    size_t copy_bytes() const { return copied_ ? round_up(line_bytes() * height_ + kSlack, kAlignment) : 0; }
+    size_t planes_bytes() const {
+        return source_ == Source::planes ? plane_bytes() * round_up(input_.channels / 4, 16) : 0;
+    }
+    size_t staged_bytes() const { return source_ == Source::staged ? staged_row() * pool() + kSlack : 0; }
+
+    // From the quad of a kernel to where it lies for the first position.
+    int64_t offset_of(int quad) const {
+        if (source_ == Source::staged) return quad * staged_stride();
+        const int tap = quad * 4 / input_.channels, channel = quad * 4 % input_.channels;
+        const int64_t pixel = int64_t{tap / window_.kernel_w} * width_ + tap % window_.kernel_w;
+        if (source_ == Source::planes) return channel / 4 * plane_bytes() + pixel * 4;
+        return pixel * input_.channels + channel;
+    }
+
+    // Tiles of nearly equal width. The last one begins early rather than end beyond the row.
+    void choose_tiles() {
+        const int limit = pairs_ && pooled_ ? kMaxColumns - 2 : kMaxColumns;
+        registers_ = (output_.width * pool() + register_positions() - 1) / register_positions();
+        const int tiles = (registers_ + limit - 1) / limit;
+        columns_ = (registers_ + tiles - 1) / tiles;
+        if (pooled_ && !pairs_) columns_ += columns_ % 2;
+        run_ = tile_function(pool(), columns_, pairs_);
+    }
+
+    const std::byte* copy_padded(const std::byte* image, std::byte* to) const {
+        const auto shift = static_cast<std::byte>(shifted_ ? 0x80 : 0);
+        std::memset(to, static_cast<int>(shift), line_bytes() * height_);
+        const int64_t row_bytes = int64_t{input_.width} * input_.channels;
+        for (int y = 0; y < input_.height; ++y) {
+            std::byte* line = to + (y + window_.pad_top) * line_bytes() + window_.pad_left * input_.channels;
+            const std::byte* from = image + y * row_bytes;
+            for (int64_t i = 0; i < row_bytes; ++i) line[i] = from[i] ^ shift;
+        }
+        return to;
+    }
+
+    const std::byte* transpose(const std::byte* image, std::byte* to) const {
+        const int64_t positions = int64_t{height_} * width_, planes = input_.channels / 4;
+        const bool has_margin = input_.channels % 64 == 0;
+        int64_t p = 0;
+        for (; has_margin && p + 16 <= positions; p += 16) {
+            for (int64_t q = 0; q < planes; q += 16) {
+                transpose16(image + p * input_.channels + q * 4, input_.channels, to + q * plane_bytes() + p * 4,
+                            plane_bytes());
+            }
+        }
+        for (; p < positions; ++p) {
+            for (int64_t q = 0; q < planes; ++q) {
+                std::memcpy(to + q * plane_bytes() + p * 4, image + p * input_.channels + q * 4, 4);
+            }
+        }
+        return to;
+    }
+
+    void run_row(const std::byte* image, std::byte* staged, int y, std::byte* out) const {
+        const bool is_staged = source_ == Source::staged;
+        const int64_t position = source_ == Source::image ? window_.stride_w * input_.channels : 4;
+        const int64_t pixel_bytes = source_ == Source::planes ? 4 : input_.channels;
+        const int64_t row_stride = is_staged ? staged_row() : window_.stride_h * width_ * pixel_bytes;
+        const std::byte* from = image + int64_t{y} * pool() * window_.stride_h * width_ * pixel_bytes;
+        if (is_staged) {
+            for (int r = 0; r < pool(); ++r) stage(from + r * window_.stride_h * line_bytes(), staged + r * staged_row());
+            from = staged;
+        }
+        const int64_t pixel = kernels_ * static_cast<int64_t>(element_bytes(output_.dtype));
+        for (int first = 0; first < registers_; first += columns_) {
+            const int column = std::max(0, std::min(first, registers_ - columns_));
+            const int x = column * register_positions() / pool();
+            run_blocks(from + int64_t{column} * register_positions() * position, row_stride,
+                       position * register_positions(), out + (int64_t{y} * output_.width + x) * pixel, pixel,
+                       std::min(output_.width - x, columns_ * register_positions() / pool()));
+        }
+    }
+
+    void run_blocks(const std::byte* from, int64_t row_stride, int64_t column_stride, std::byte* to, int64_t pixel,
+                    int positions) const {
+        const int lanes = blocks_.lanes;
+        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        for (int b = 0; b < blocks_.blocks; ++b) {
+            const int begin = blocks_.begin[b];
+            const int8_t* weight = blocks_.weight.data() + int64_t{begin} * lanes * 4;
+            const float* scale = blocks_.scale.empty() ? nullptr : blocks_.scale.data() + b * lanes;
+            run_({from, row_stride, column_stride, blocks_.quad.data() + begin, weight, blocks_.begin[b + 1] - begin,
+                  blocks_.bias.data() + b * lanes},
+                 {to + b * lanes * element, pixel, positions, std::min(lanes, kernels_ - b * lanes), scale,
+                  output_.dtype == DType::u8});
+        }
+    }
+
+    // Positions that one permutation can stage: their taps must lie within 64 bytes.
+    int at_once() const { return std::min(16, 60 / (window_.stride_w * input_.channels) + 1); }
+
+    void plan_staging() {
+        const int width = window_.kernel_w * input_.channels, rows = window_.kernel_h * width;
+        const int step = window_.stride_w * input_.channels;
+        staging_.resize(blocks_.quads);
+        for (int q = 0; q < blocks_.quads; ++q) {
+            StagedQuad& s = staging_[q];
+            const int first = q * 4, last = std::min(first + 3, rows - 1);
+            s.first = first / width * line_bytes() + first % width;
+            s.second = last / width * line_bytes();
+            for (int i = 0; i < 64; ++i) {
+                const int row = std::min(first + i % 4, last), x = std::min(i / 4, at_once() - 1) * step;
+                const bool same = row / width == first / width;
+                s.index[i] = static_cast<uint8_t>(same ? row - first + x : 64 + row % width + x);
+            }
+        }
+    }
+
+    // The quads of one row of positions, as [quad][position].
+    CS_AVX512VNNI void stage(const std::byte* line, std::byte* to) const {
+        const int step = window_.stride_w * input_.channels, count = at_once();
+        for (const StagedQuad& quad : staging_) {
+            const __m512i index_u8x64 = _mm512_load_si512(quad.index);
+            for (int x = 0; x < conv_width_; x += count) {
+                const __m512i first = _mm512_loadu_si512(line + quad.first + x * step);
+                const __m512i second = _mm512_loadu_si512(line + quad.second + x * step);
+                _mm512_storeu_si512(to + 4 * x, _mm512_permutex2var_epi8(first, index_u8x64, second));
+            }
+            to += staged_stride();
+        }
+    }
+
+    Tensor input_, output_;
+    Window window_;
+    int kernels_, conv_width_, height_, width_, registers_, columns_;
+    bool pooled_, pairs_, shifted_, copied_;
+    Source source_;
+    DotBlocks blocks_;
+    std::vector<StagedQuad> staging_;
+    TileFunction run_;
+};
+
+// Registers of 16 lanes per position that one pass over the lists takes.
+double work(const DotBlocks& blocks) { return static_cast<double>(blocks.size()) * blocks.lanes; }
+
+std::unique_ptr<Step> make(const LayerSpec& s, bool all) {
+    const bool is_image = !is_linear(s) && s.groups == 1 && s.input.dtype != DType::f32;
+    const bool poolable = s.pool_h == s.pool_w && s.pool_h <= 2;
+    const bool narrow = s.input.channels % 4 == 0 || s.window.stride_w * s.input.channels + 4 <= 64;
+    const bool spans_two_lines = s.input.channels % 4 == 0 || s.window.kernel_w * s.input.channels >= 3;
+    if (!is_image || !poolable || !narrow || !spans_two_lines || !requantizes_exactly(s)) return nullptr;
+    DotBlocks blocks = dot_blocks(s, 16, all);
+    if (!all && s.input.channels % 4 == 0 && s.window.stride_w == 1) {
+        DotBlocks halves = dot_blocks(s, 8, all);
+        if (work(halves) < 0.8 * work(blocks)) blocks = std::move(halves);
+    }
+    return std::make_unique<Conv>(s, std::move(blocks));
+}
+
+}  // namespace
+
+std::unique_ptr<Step> conv_dense(const LayerSpec& s) { return make(s, true); }
+std::unique_ptr<Step> conv_sparse_dense(const LayerSpec& s) { return s.packed ? make(s, false) : nullptr; }
+
+}  // namespace cs::avx512vnni

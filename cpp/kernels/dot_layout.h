@@ -1,0 +1,34 @@
+// Weights laid out for 8-bit dot products of four inputs: what the vector tiers prepare from a layer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../aligned.h"
+#include "kernel.h"
+
+namespace cs {
+
+// A quad is four consecutive rows of the weight matrix; a block is `lanes` consecutive kernels. Each block lists the
+// quads in which any of its kernels has a weight, whatever shape the weight was packed in; quads that are all zero cost
+// nothing. Rows and kernels beyond the matrix have zero weights.
+struct DotBlocks {
+    int lanes, blocks, quads;      // quads: of the whole matrix
+    std::vector<int32_t> begin;    // [blocks + 1]: where the list of each block begins
+    std::vector<int32_t> quad;     // [n], ascending within a block
+    AlignedVector<int8_t> weight;    // [n, lanes, 4]
+    std::vector<int32_t> bias;     // [blocks * lanes]
+    std::vector<int32_t> row_sum;  // [blocks * lanes]: sum of the weights of each kernel
+    std::vector<float> scale;      // [blocks * lanes]: M / 2**s; empty without a requantization
+
+    size_t size() const { return quad.size(); }
+};
+
+// all: list every quad, as a dense layer does. Needs groups == 1 and int8 weights.
+DotBlocks dot_blocks(const LayerSpec& spec, int lanes, bool all);
+
+// Whether requantizing in float32, rounding down, is exact for every accumulator that the layer can reach: it is exact
+// in float32 or it saturates, and its scaled value fits 32 bits. True also where there is no requantization.
+bool requantizes_exactly(const LayerSpec& spec);
+
+}  // namespace cs

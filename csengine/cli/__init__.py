@@ -1,0 +1,5 @@
+"""The command line `csengine`: one module per subcommand."""
+
+from csengine.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,121 @@
+"""The arguments that several subcommands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from csengine.backends import MODES
+from csengine.cli.shipped import model_names
+from csengine.engine import BACKENDS
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+MAX_BATCH = 2**20
+MAX_THREADS = 1024
+ALL_BACKENDS = ("auto", *BACKENDS)
+
+
+def add_command(
+    commands: Commands, name: str, help: str, examples: str, execute: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """A subcommand with examples in its help, and --json."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog="examples:\n" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(execute=execute)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser, name: str = "model", **more: Any) -> None:
+    """A packed model, by path or shipped name."""
+    help = f"a packed file, or the name of a shipped model ({', '.join(model_names()) or 'none is installed'})"
+    parser.add_argument(name, metavar=name.upper(), help=help, **more)
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """--backend with one value."""
+    parser.add_argument("--backend", choices=ALL_BACKENDS, default="auto", help="what computes (default: auto)")
+
+
+def add_mode(parser: argparse.ArgumentParser) -> None:
+    """--mode with one value."""
+    parser.add_argument("--mode", choices=MODES, default="auto", help="how layers are computed (default: auto)")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads with one value."""
+    help = "threads (default: CSENGINE_NUM_THREADS, else the physical cores)"
+    parser.add_argument("-t", "--threads", type=integer(1, MAX_THREADS), metavar="N", help=help)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """--seed of random input."""
+    parser.add_argument(
+        "--seed", type=integer(0, 2**32 - 1), default=0, metavar="N", help="of random input (default: 0)"
+    )
+
+
+def add_array(parser: argparse.ArgumentParser) -> None:
+    """--array, for .npz files."""
+    parser.add_argument("--array", metavar="NAME", help="which array of a .npz file (default: its only one)")
+
+
+def integer(lowest: int, highest: int) -> Callable[[str], int]:
+    """A parser of whole numbers in a range."""
+
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return parse
+
+
+def positive_seconds(text: str) -> float:
+    """A time above 0, up to a day."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds above 0")
+    return seconds
+
+
+def integers(lowest: int, highest: int) -> Callable[[str], tuple[int, ...]]:
+    """A parser of lists such as 1,8,64."""
+    parse_one = integer(lowest, highest)
+
+    def parse(text: str) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(parse_one(item) for item in text.split(",")))
+
+    return parse
+
+
+def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """A parser of lists such as dense,auto."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        items = tuple(item.strip() for item in text.split(","))
+        for item in items:
+            if item not in known:
+                raise argparse.ArgumentTypeError(f"{item!r} is unknown; expected {', '.join(known)}")
+        return tuple(dict.fromkeys(items))
+
+    return parse
+
+
+def block(text: str) -> tuple[int, int]:
+    """A block shape such as 4x16: rows by kernels."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 1024 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no block; expected rows x kernels, such as 4x16")
+    return int(parts[0]), int(parts[1])
