@@ -42,6 +42,8 @@ _SAFETENSORS_TYPES = {
     "int32": "I32",
     "uint16": "U16",
 }
+#: The declared type of every field that a file may hold.
+_HINTS = {kind: typing.get_type_hints(kind) for kind in (*OPERATIONS.values(), PackedMatrix, Requantization)}
 
 Array = NDArray[Any]
 
@@ -118,7 +120,7 @@ def _encode(value: object, name: str, tensors: dict[str, Array]) -> Any:
     if isinstance(value, np.ndarray):
         while name in tensors:  # "a" + ".b.c" and "a.b" + ".c"
             name += "_"
-        tensors[name] = np.ascontiguousarray(value)
+        tensors[name] = value
         return {"tensor": name}
     if isinstance(value, (PackedMatrix, Requantization)):
         kind = "packed" if isinstance(value, PackedMatrix) else "requantization"
@@ -170,11 +172,11 @@ def load(path: str | os.PathLike[str]) -> Model:
             document = _read_document(file.metadata())
             return _decode_model(document, file.get_tensor, frozenset(file.keys()))
     except ModelFormatError as error:
-        raise ModelFormatError(f"{path}: {error}") from error
+        raise ModelFormatError(f"{path}: {error!s:.500}") from error
     except RecursionError as error:
         raise ModelFormatError(f"{path}: has JSON that is nested too deeply") from error
     except (SafetensorError, OSError) as error:
-        raise ModelFormatError(f"{path}: not a readable safetensors file ({error})") from error
+        raise ModelFormatError(f"{path}: not a readable safetensors file ({error!s:.200})") from error
 
 
 def _read_document(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -281,7 +283,7 @@ def _decode(value: object, owner: str, tensor: Callable[[str], Array]) -> Any:
 
 def _construct(kind: type[Any], values: Mapping[str, Any], owner: str) -> Any:
     """Call a dataclass with fields whose types were checked."""
-    hints = typing.get_type_hints(kind)
+    hints = _HINTS[kind]
     declared = {item.name: item for item in fields(kind) if item.init and item.name != "packing"}
     for name in values.keys() - declared.keys():
         raise ModelFormatError(f"{owner}: has an unknown field {name!r:.80}")

@@ -178,12 +178,7 @@ class _WeightedNode(Node):
         _check_size(self.name, shape)
         wanted = np.dtype(np.int8 if source.is_integer else np.float32)
         if isinstance(self.weight, PackedMatrix):
-            try:
-                validate(self.weight)
-            except PackingError as error:
-                raise GraphError(f"{self.name}: {error}") from error
-            (u, v), packed = self.weight.block, self.weight
-            _check_size(f"{self.name}, padded weight", (packed.row_blocks * u, packed.kernel_blocks * v))
+            _check_packed(self.name, self.weight)
             _require(self.weight.dtype == wanted, self.name, f"has {self.weight.dtype} weights; expected {wanted}")
         else:
             _check_array(self.name, "weight", self.weight, wanted, (self.rows, self.kernels))
@@ -543,6 +538,16 @@ def _check_is_matrix(owner: str, weight: Weight) -> None:
     _require(is_matrix, owner, "has a weight that is no matrix; expected [inputs of one kernel, kernels]")
     shape = (weight.rows, weight.kernels) if isinstance(weight, PackedMatrix) else weight.shape
     _check_size(f"{owner}, weight", shape)
+
+
+def _check_packed(owner: str, weight: PackedMatrix) -> None:
+    """Raise GraphError unless this means one matrix, in blocks that do not dwarf it."""
+    try:
+        validate(weight)
+    except PackingError as error:
+        raise GraphError(f"{owner}: {error}") from error
+    (u, v), blocks = weight.block, (weight.row_blocks, weight.kernel_blocks)
+    _check_size(f"{owner}, padded weight", (blocks[0] * u, blocks[1] * v))
 
 
 def _column_magnitudes(weight: Weight) -> NDArray[np.int64]:

@@ -300,7 +300,6 @@ class _Quantizer:
     ) -> Requantization:
         ratio = np.array([self.scale_of[name] / scale for name in inputs])
         if isinstance(node, Add):
-            ratio = np.minimum(ratio, _RATIOS[1])
             _, shift = _nearest(ratio.max(keepdims=True))
             multiplier = np.minimum(np.rint(ratio * 2.0 ** shift.astype(np.float64)), 2**16 - 1).astype(np.uint16)
             return Requantization(multiplier, shift, dtype, scale)
