@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint format bench train-kws kws-study fuzz clean
@@ -39,7 +40,7 @@ kws-study: $(VENV)/.test
 
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
-	CSENGINE_FUZZ_MUTANTS=200000 $(BIN)/python -m pytest tests/test_fuzz.py
+	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
 // Memory of a run: one block that holds every tensor and every scratch, handed out without locks.
 #pragma once
 
-#include <atomic>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>

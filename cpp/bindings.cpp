@@ -133,7 +133,8 @@ class Builder {
         }
         spec.requantization = requantization(scaling);
         auto choice = choose(spec, activity);
-        push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step), {input}, output);
+        push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step), {input},
+             output);
     }
 
     void kwta(const std::string& node, int input, int output, int64_t k, bool global, const Array<float>& factor) {
@@ -148,7 +149,8 @@ class Builder {
 
     void pool(const std::string& node, int input, int output, std::array<int, 6> window, bool average,
               const Requantized& scaling) {
-        add(node, PoolSpec{at(input), at(output), to_window(window), average, requantization(scaling)}, {input}, output);
+        add(node, PoolSpec{at(input), at(output), to_window(window), average, requantization(scaling)}, {input},
+            output);
     }
 
     void add_tensors(const std::string& node, int first, int second, int output, const Requantized& scaling) {

@@ -11,8 +11,8 @@
 namespace cs {
 namespace {
 
-constexpr int kRuns = 9;          // measured runs of a candidate
-constexpr double kHopeless = 2;   // a first run this much slower than the best candidate's best ends the matter
+constexpr int kRuns = 9;         // measured runs of a candidate
+constexpr double kHopeless = 2;  // a first run this much slower than the best candidate's best ends the matter
 
 constexpr Mode kModes[] = {Mode::sparse_sparse, Mode::sparse_dense, Mode::dense};
 
@@ -73,8 +73,8 @@ class Stopwatch {
     Arena input_, output_;
 };
 
-// Expected time of one vector of inputs, in multiply-accumulates of the scalar dense kernel. Rough by intent: it decides
-// between modes whose times differ by factors.
+// Expected time of one vector of inputs, in multiply-accumulates of the scalar dense kernel. Rough by intent: it
+// decides between modes whose times differ by factors.
 double cost(const LayerSpec& spec, Mode mode, double activity) {
     constexpr double kRow = 6, kRoute = 4;  // overhead of visiting a packed row, and of routing one of its entries
     const double dense = static_cast<double>(spec.rows) * spec.kernels;

@@ -38,7 +38,8 @@ Program::Program(std::vector<ProgramTensor> tensors, std::vector<ProgramStep> st
     pool_ = std::make_unique<ThreadPool>(threads);
 }
 
-// Tensors whose lives do not overlap share memory. A tensor lives from the step that makes it to the last that reads it.
+// Tensors whose lives do not overlap share memory. A tensor lives from the step that makes it to the last that reads
+// it.
 void Program::plan_memory(bool keep) {
     const int end = static_cast<int>(steps_.size());
     std::vector<int> last(tensors_.size(), keep ? end : -1);

@@ -1,8 +1,8 @@
 """csengine: inference for networks that are sparse twice, in weights and in activations.
 
-    from csengine import Engine
-    engine = Engine.load("kws.safetensors")
-    y = engine.run(x)
+>>> from csengine import Engine
+>>> engine = Engine.load("kws.safetensors")
+>>> y = engine.run(x)
 """
 
 from csengine.engine import Engine

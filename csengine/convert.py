@@ -34,8 +34,9 @@ def convert(
     `csengine.quantization.quantize`. default: how to pack sparse layers that say nothing themselves.
     Raises QuantizationError, PackingError.
     """
+    errors: tuple[LayerError, ...] = ()
     if calibration is None:
-        graph, errors = fold_affines(graph), ()
+        graph = fold_affines(graph)
     else:
         graph, errors = quantize(graph, calibration, percentile=percentile)
     packed = pack_graph(graph, default)

@@ -23,7 +23,11 @@ from csengine.resources import default_threads
 Backend: TypeAlias = Literal["auto", "cpp", "numba", "reference", "fpga"]
 BACKENDS: tuple[Backend, ...] = ("cpp", "numba", "reference", "fpga")
 _AUTOMATIC: tuple[Backend, ...] = ("cpp", "numba", "reference")
-_MODULES = {"cpp": "csengine.backends.cpp", "numba": "csengine.backends.numba", "reference": "csengine.backends.reference"}
+_MODULES = {
+    "cpp": "csengine.backends.cpp",
+    "numba": "csengine.backends.numba",
+    "reference": "csengine.backends.reference",
+}
 
 Array = NDArray[Any]
 
@@ -111,9 +115,9 @@ class Engine:
         backend: "cpp", "numba", "reference" or "fpga"; "auto" takes `CSENGINE_BACKEND`, else the first of cpp, numba
         and reference that runs here. threads: None takes `CSENGINE_NUM_THREADS`, else the physical cores that affinity
         and container quota allow. mode: which sparsity may be used: "dense" none, "sparse-dense" that of the weights,
-        "sparse-sparse" (and "auto") that of the activations, too; each layer takes the fastest kernel that this allows.
-        `CSENGINE_ISA` forces the instruction set of the C++ kernels. `CSENGINE_PLANNER=model` chooses without measuring,
-        the same on every machine: layers take exactly the mode, "auto" the cheapest by a cost model.
+        "sparse-sparse" (and "auto") that of the activations, too; each layer takes the fastest kernel this allows.
+        `CSENGINE_ISA` forces the instruction set of the C++ kernels. `CSENGINE_PLANNER=model` chooses without
+        measuring, the same on every machine: layers take exactly the mode, "auto" the cheapest by a cost model.
 
         Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
         here), ValueError (an argument out of range).

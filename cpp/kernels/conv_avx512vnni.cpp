@@ -1,8 +1,8 @@
 // Convolution with int8 weights, dense and sparse-dense, avx512vnni tier.
 //
-// Why it is fast: VPDPBUSD multiplies 64 pairs of bytes and adds them up in 16 lanes, twice a cycle (ports 0 and 5). The
-// lanes are kernels: a vector holds the weights of one quad (four inputs) for one block of kernels, and the quad of one
-// position is broadcast from memory, which costs a load and no vector port. A tile of up to 28 positions stays in
+// Why it is fast: VPDPBUSD multiplies 64 pairs of bytes and adds them up in 16 lanes, twice a cycle (ports 0 and 5).
+// The lanes are kernels: a vector holds the weights of one quad (four inputs) for one block of kernels, and the quad of
+// one position is broadcast from memory, which costs a load and no vector port. A tile of up to 28 positions stays in
 // registers, so that a weight is loaded once per tile. Quads in which a block has no weight are not in its list:
 // sparsity saves instructions one for one, and no index is looked up, because the list holds offsets into the input.
 //
@@ -10,8 +10,8 @@
 // alternating, whose quads lie side by side and are broadcast as one pair.
 //
 // Where the quads do not lie in the image as they are wanted, they are put there first: pairs read planes [quad of
-// channels][position], transposed once per image; images of few channels, whose quads straddle pixels, are staged row by
-// row as [quad][position], 16 positions to a byte permutation.
+// channels][position], transposed once per image; images of few channels, whose quads straddle pixels, are staged row
+// by row as [quad][position], 16 positions to a byte permutation.
 #include <algorithm>
 #include <cstring>
 
@@ -27,13 +27,13 @@ constexpr int kMaxColumns = 14;  // registers across a tile
 
 // Everything that the inner loop needs, plain.
 struct Tile {
-    const std::byte* input;   // quad of the tile's first position, before the quad's own offset
-    int64_t row_stride;       // bytes to the next row of positions
-    int64_t column_stride;    // bytes to the next register of positions
-    const int32_t* offset;    // of each quad in the list
-    const int8_t* weight;     // [count, lanes, 4]
+    const std::byte* input;  // quad of the tile's first position, before the quad's own offset
+    int64_t row_stride;      // bytes to the next row of positions
+    int64_t column_stride;   // bytes to the next register of positions
+    const int32_t* offset;   // of each quad in the list
+    const int8_t* weight;    // [count, lanes, 4]
     int count;
-    const int32_t* bias;      // [lanes]
+    const int32_t* bias;  // [lanes]
 };
 
 // Eight dwords, each twice.
@@ -45,7 +45,8 @@ CS_AVX512VNNI inline __m512i expand(const void* eight) {
 
 // Sums of ROWS x COLUMNS registers. kPairs: blocks of 8 kernels, two positions per register.
 template <int ROWS, int COLUMNS, bool kPairs>
-CS_AVX512VNNI inline __attribute__((always_inline)) void accumulate(const Tile& t, __m512i (&acc_s32x16)[ROWS][COLUMNS]) {
+CS_AVX512VNNI inline __attribute__((always_inline)) void accumulate(const Tile& t,
+                                                                    __m512i (&acc_s32x16)[ROWS][COLUMNS]) {
     const __m512i bias_s32x16 = kPairs ? expand(t.bias) : _mm512_loadu_si512(t.bias);
     for (auto& row : acc_s32x16) {
         for (auto& acc : row) acc = bias_s32x16;
@@ -75,11 +76,11 @@ CS_AVX512VNNI inline __attribute__((always_inline)) void accumulate(const Tile& 
 
 // Where the results of a tile go.
 struct Destination {
-    std::byte* output;      // first position's block of kernels
-    int64_t pixel_bytes;    // from one output position to the next
-    int positions;          // output positions of the tile that exist
-    int kernels;            // kernels of the block that exist
-    const float* scale;     // [lanes], or null: int32 results
+    std::byte* output;    // first position's block of kernels
+    int64_t pixel_bytes;  // from one output position to the next
+    int positions;        // output positions of the tile that exist
+    int kernels;          // kernels of the block that exist
+    const float* scale;   // [lanes], or null: int32 results
     bool to_unsigned;
 };
 
@@ -193,7 +194,8 @@ class Conv final : public Step {
           pairs_(blocks.lanes == 8),
           shifted_(spec.input.dtype == DType::s8),
           blocks_(std::move(blocks)) {
-        height_ = std::max(input_.height + window_.pad_top, (spec.conv_height - 1) * window_.stride_h + window_.kernel_h);
+        height_ =
+            std::max(input_.height + window_.pad_top, (spec.conv_height - 1) * window_.stride_h + window_.kernel_h);
         width_ = std::max(input_.width + window_.pad_left, (spec.conv_width - 1) * window_.stride_w + window_.kernel_w);
         copied_ = shifted_ || height_ > input_.height || width_ > input_.width;
         source_ = input_.channels % 4 ? Source::staged : pairs_ ? Source::planes : Source::image;
@@ -290,7 +292,8 @@ class Conv final : public Step {
         const int64_t row_stride = is_staged ? staged_row() : window_.stride_h * width_ * pixel_bytes;
         const std::byte* from = image + int64_t{y} * pool() * window_.stride_h * width_ * pixel_bytes;
         if (is_staged) {
-            for (int r = 0; r < pool(); ++r) stage(from + r * window_.stride_h * line_bytes(), staged + r * staged_row());
+            for (int r = 0; r < pool(); ++r)
+                stage(from + r * window_.stride_h * line_bytes(), staged + r * staged_row());
             from = staged;
         }
         const int64_t pixel = kernels_ * static_cast<int64_t>(element_bytes(output_.dtype));

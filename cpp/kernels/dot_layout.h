@@ -16,7 +16,7 @@ struct DotBlocks {
     int lanes, blocks, quads;      // quads: of the whole matrix
     std::vector<int32_t> begin;    // [blocks + 1]: where the list of each block begins
     std::vector<int32_t> quad;     // [n], ascending within a block
-    AlignedVector<int8_t> weight;    // [n, lanes, 4]
+    AlignedVector<int8_t> weight;  // [n, lanes, 4]
     std::vector<int32_t> bias;     // [blocks * lanes]
     std::vector<int32_t> row_sum;  // [blocks * lanes]: sum of the weights of each kernel
     std::vector<float> scale;      // [blocks * lanes]: M / 2**s; empty without a requantization

@@ -13,7 +13,8 @@ namespace {
 template <class In, class Out, class Function>
 class Map final : public Step {
   public:
-    Map(Tensor input, Tensor output, Function function) : input_(input), output_(output), function_(std::move(function)) {}
+    Map(Tensor input, Tensor output, Function function)
+        : input_(input), output_(output), function_(std::move(function)) {}
 
     void run(const Call& call) const noexcept override {
         for (int64_t n = 0; n < call.samples; ++n) {

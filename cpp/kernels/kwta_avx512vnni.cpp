@@ -52,7 +52,8 @@ CS_AVX512VNNI inline __attribute__((always_inline)) void small_scopes(const uint
 
 CS_AVX512VNNI void many_small_scopes(const uint8_t* x, uint8_t* out, int64_t scopes, int n, int k, char flip) {
     int64_t i = 0;
-    for (; i + kInterleaved <= scopes; i += kInterleaved) small_scopes<kInterleaved>(x + i * n, out + i * n, n, k, flip);
+    for (; i + kInterleaved <= scopes; i += kInterleaved)
+        small_scopes<kInterleaved>(x + i * n, out + i * n, n, k, flip);
     for (; i < scopes; ++i) small_scopes<1>(x + i * n, out + i * n, n, k, flip);
 }
 

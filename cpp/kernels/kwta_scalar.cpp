@@ -69,7 +69,8 @@ class Kwta final : public Step {
 
     void by_key(const T* x, T* out, uint64_t* keys) const {
         for (int64_t i = 0; i < scope_; ++i) {
-            const float rank = spec_.factor.empty() ? static_cast<float>(x[i]) : static_cast<float>(x[i]) * spec_.factor[i];
+            const float rank =
+                spec_.factor.empty() ? static_cast<float>(x[i]) : static_cast<float>(x[i]) * spec_.factor[i];
             keys[i] = uint64_t{ordered(rank)} << 32 | static_cast<uint32_t>(~i);
         }
         std::nth_element(keys, keys + spec_.k - 1, keys + scope_, std::greater<>());

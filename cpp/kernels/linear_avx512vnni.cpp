@@ -2,12 +2,12 @@
 //
 // Why it is fast: the weights of a row block lie together, [T][16 kernels][4 inputs], so that an active quad of inputs
 // costs one straight read. Per 16 kernels that is one VPDPBUSD between a load and a store of their sums: route by
-// address, because the kernel block of an entry is where its sums lie. Inputs are selected 16 quads at a time, by a test
-// for zero and a compressing store. The bound is one store a cycle, or the bytes of the weights where they exceed the
-// second-level cache.
+// address, because the kernel block of an entry is where its sums lie. Inputs are selected 16 quads at a time, by a
+// test for zero and a compressing store. The bound is one store a cycle, or the bytes of the weights where they exceed
+// the second-level cache.
 //
-// The rows of a packed matrix need U = 1 or 4 and V a multiple of 16. With U = 1 the four bytes of a lane are the weight
-// of one input and zeros, made by a widening load, and a quad is one input.
+// The rows of a packed matrix need U = 1 or 4 and V a multiple of 16. With U = 1 the four bytes of a lane are the
+// weight of one input and zeros, made by a widening load, and a quad is one input.
 #include <cmath>
 #include <cstring>
 
@@ -24,10 +24,10 @@ constexpr int kPrefetch = 4;  // row blocks ahead
 
 // A matrix by rows: for every row block, `entries` blocks of 16 kernels.
 struct Rows {
-    int inputs;   // of a row block: 4 or 1
-    int entries;  // per row block
-    int blocks;   // of 16 kernels
-    int count;    // row blocks
+    int inputs;             // of a row block: 4 or 1
+    int entries;            // per row block
+    int blocks;             // of 16 kernels
+    int count;              // row blocks
     const int8_t* weight;   // [count, entries, 16, inputs]
     const int32_t* target;  // [count, entries]: first of 16 sums; entries of nobody go to a spare block
 };
@@ -60,7 +60,8 @@ CS_AVX512VNNI int select_inputs(const uint8_t* x, int count, int32_t* active) {
 
 // sums[target] += x * weights, for the row blocks listed, or for all.
 template <int kInputs>
-CS_AVX512VNNI void multiply_route_sum(const Rows& m, const uint8_t* x, const int32_t* active, int count, int32_t* sums) {
+CS_AVX512VNNI void multiply_route_sum(const Rows& m, const uint8_t* x, const int32_t* active, int count,
+                                      int32_t* sums) {
     const int64_t row_bytes = int64_t{m.entries} * 16 * kInputs;
     for (int n = 0; n < count; ++n) {
         const int row = active ? active[n] : n;
@@ -118,7 +119,8 @@ class Linear final : public Step {
           scale_(spec.requantization.empty() ? 0 : padded_) {
         if (spec.bias) std::memcpy(bias_.data(), spec.bias, sizeof(int32_t) * kernels_);
         for (size_t o = 0; o < scale_.size() && o < static_cast<size_t>(kernels_); ++o) {
-            scale_[o] = std::ldexp(static_cast<float>(spec.requantization.multiplier[o]), -spec.requantization.shift[o]);
+            scale_[o] =
+                std::ldexp(static_cast<float>(spec.requantization.multiplier[o]), -spec.requantization.shift[o]);
         }
         rows_.weight = weight_.data();
         rows_.target = target_.data();
@@ -179,9 +181,7 @@ class Linear final : public Step {
     std::vector<float> scale_;
 };
 
-bool fits(const LayerSpec& s) {
-    return is_linear(s) && s.input.dtype != DType::f32 && requantizes_exactly(s);
-}
+bool fits(const LayerSpec& s) { return is_linear(s) && s.input.dtype != DType::f32 && requantizes_exactly(s); }
 
 std::vector<int32_t> row_sums(const LayerSpec& s) {
     std::vector<int32_t> sums(s.kernels);

@@ -36,15 +36,16 @@ class Pool final : public Step {
         const Tensor& in = spec_.input;
         const Window& w = spec_.window;
         const int top = y * w.stride_h - w.pad_top, left = x * w.stride_w - w.pad_left;
-        const Acc lowest = kAverage                         ? Acc{}
-                           : std::is_floating_point_v<X>    ? static_cast<Acc>(-std::numeric_limits<X>::infinity())
-                                                            : static_cast<Acc>(std::numeric_limits<X>::lowest());
+        const Acc lowest = kAverage                      ? Acc{}
+                           : std::is_floating_point_v<X> ? static_cast<Acc>(-std::numeric_limits<X>::infinity())
+                                                         : static_cast<Acc>(std::numeric_limits<X>::lowest());
         std::fill(acc, acc + in.channels, lowest);
         for (int row = std::max(0, top); row < std::min(in.height, top + w.kernel_h); ++row) {
             for (int column = std::max(0, left); column < std::min(in.width, left + w.kernel_w); ++column) {
                 const X* pixel = image + (int64_t{row} * in.width + column) * in.channels;
                 for (int c = 0; c < in.channels; ++c) {
-                    acc[c] = kAverage ? acc[c] + static_cast<Acc>(pixel[c]) : std::max(acc[c], static_cast<Acc>(pixel[c]));
+                    acc[c] =
+                        kAverage ? acc[c] + static_cast<Acc>(pixel[c]) : std::max(acc[c], static_cast<Acc>(pixel[c]));
                 }
             }
         }

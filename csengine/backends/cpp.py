@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,12 +33,6 @@ from csengine.graph import (
 from csengine.packing import PackedMatrix
 from csengine.plan import expected_activity
 
-try:
-    from csengine import _native
-except ImportError as _error:  # the extension was not built; say so when the backend is asked for
-    _native = None
-    _import_error: ImportError | None = _error
-
 Array = NDArray[Any]
 
 
@@ -50,8 +45,8 @@ def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None, mea
     """Compile for this machine.
 
     tier: None takes the best; an impossible one raises BackendUnavailableError. measure: for each layer take the
-    fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode where
-    the layer has it; "auto" then chooses by a cost model, the same everywhere.
+    fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode
+    where the layer has it; "auto" then chooses by a cost model, the same everywhere.
     """
     available = [name for name, can_run in tiers().items() if can_run]
     if tier is not None and tier not in available:
@@ -60,12 +55,12 @@ def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None, mea
 
 
 def _require_native() -> Any:
-    if _native is None:
+    try:
+        return importlib.import_module("csengine._native")
+    except ImportError as error:
         raise BackendUnavailableError(
-            f"the C++ backend is not built ({_import_error}); reinstall csengine with a C++17 compiler, "
-            "or use backend='numba'"
-        )
-    return _native
+            f"the C++ backend is not built ({error}); reinstall csengine with a C++17 compiler, or use backend='numba'"
+        ) from error
 
 
 class CppProgram:
