@@ -64,7 +64,8 @@ struct Packed {
 PackedWeight packed_weight(const Packed& packed) {
     require(packed.weights.ndim() == 4 && packed.kid.ndim() == 2 && packed.members.ndim() == 2, "packed: wrong axes");
     constexpr uint8_t kNobody = 255;
-    PackedWeight result{packed.weights.data(), {}, 0, 0, 0, 0, 0};
+    PackedWeight result{};
+    result.weights = packed.weights.data();
     result.row_blocks = static_cast<int>(packed.weights.shape(0));
     result.sets = static_cast<int>(packed.weights.shape(1));
     result.v = static_cast<int>(packed.weights.shape(2));
@@ -73,10 +74,13 @@ PackedWeight packed_weight(const Packed& packed) {
     const auto members = packed.members.unchecked<2>();
     require(kid.shape(0) == result.row_blocks && kid.shape(1) == result.sets, "packed: wrong kid");
     require(members.shape(0) == result.sets, "packed: wrong members");
+    result.slots = static_cast<int>(members.shape(1));
     for (int r = 0; r < result.row_blocks; ++r) {
         for (int t = 0; t < result.sets; ++t) {
             require(kid(r, t) == kNobody || kid(r, t) < members.shape(1), "packed: kernel id out of range");
-            result.owner.push_back(kid(r, t) == kNobody ? -1 : members(t, kid(r, t)));
+            const bool owned = kid(r, t) != kNobody;
+            result.slot.push_back(owned ? kid(r, t) : -1);
+            result.owner.push_back(owned ? members(t, kid(r, t)) : -1);
         }
     }
     return result;

@@ -48,11 +48,11 @@ struct Requantization {
 };
 
 // A weight matrix [rows, kernels] packed by complementary sparsity: weights [row_blocks, sets, V, U], and for every
-// (row block, set) the kernel block that owns it, or -1. See docs/format.md.
+// (row block, set) the slot that owns it and the kernel block in that slot, or -1 for nobody. See docs/format.md.
 struct PackedWeight {
     const void* weights;
-    std::vector<int32_t> owner;  // [row_blocks, sets]
-    int u, v, row_blocks, sets, kernel_blocks;
+    std::vector<int32_t> slot, owner;  // [row_blocks, sets]
+    int u, v, row_blocks, sets, slots, kernel_blocks;
 };
 
 // Convolution or linear layer (a linear layer is a 1x1 convolution of a 1x1 image), with what follows it and can be

@@ -31,7 +31,8 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
                {"linear_dot", Tier::avx512vnni, Mode::dense, avx512vnni::linear_dense},
                {"linear_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_dense_select},
                {"linear_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::linear_sparse_dense},
-               {"linear_packed_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_sparse_sparse})};
+               {"linear_packed_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_sparse_sparse},
+               {"linear_packed_masks", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_masks})};
     return table;
 }
 
