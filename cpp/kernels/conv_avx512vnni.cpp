@@ -19,6 +19,7 @@
 #include "avx512vnni.h"
 #include "avx512vnni_math.h"
 #include "dot_layout.h"
+#include "padded_image.h"
 
 namespace cs::avx512vnni {
 namespace {
@@ -188,18 +189,14 @@ class Conv final : public Step {
         : input_(spec.input),
           output_(spec.output),
           window_(spec.window),
+          image_(spec, spec.input.dtype == DType::s8),
           kernels_(spec.kernels),
           conv_width_(spec.conv_width),
           pooled_(spec.pool_h == 2),
           pairs_(blocks.lanes == 8),
-          shifted_(spec.input.dtype == DType::s8),
           blocks_(std::move(blocks)) {
-        height_ =
-            std::max(input_.height + window_.pad_top, (spec.conv_height - 1) * window_.stride_h + window_.kernel_h);
-        width_ = std::max(input_.width + window_.pad_left, (spec.conv_width - 1) * window_.stride_w + window_.kernel_w);
-        copied_ = shifted_ || height_ > input_.height || width_ > input_.width;
         source_ = input_.channels % 4 ? Source::staged : pairs_ ? Source::planes : Source::image;
-        if (shifted_) {
+        if (image_.zero != 0) {
             for (size_t o = 0; o < blocks_.bias.size(); ++o) blocks_.bias[o] -= 128 * blocks_.row_sum[o];
         }
         if (source_ == Source::staged) plan_staging();
@@ -207,15 +204,15 @@ class Conv final : public Step {
         choose_tiles();
     }
 
-    size_t scratch_bytes() const override { return copy_bytes() + planes_bytes() + staged_bytes(); }
+    size_t scratch_bytes() const override { return image_.bytes() + planes_bytes() + staged_bytes(); }
 
     void run(const Call& call) const noexcept override {
         std::byte* copy = call.scratch;
-        std::byte* planes = copy + copy_bytes();
+        std::byte* planes = copy + image_.bytes();
         std::byte* staged = planes + planes_bytes();
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
-            if (copied_) image = copy_padded(image, copy);
+            image = image_.fill(input_, window_, image, copy);
             if (source_ == Source::planes) image = transpose(image, planes);
             auto* out = sample<std::byte>(call.output, output_, n);
             for (int y = 0; y < output_.height; ++y) run_row(image, staged, y, out);
@@ -225,12 +222,10 @@ class Conv final : public Step {
   private:
     int pool() const { return pooled_ ? 2 : 1; }
     int register_positions() const { return pairs_ ? 2 : 1; }
-    int64_t line_bytes() const { return int64_t{width_} * input_.channels; }
-    int64_t plane_bytes() const { return round_up(4 * int64_t{height_} * width_ + 64, kAlignment); }
+    int64_t plane_bytes() const { return round_up(4 * int64_t{image_.height} * image_.width + 64, kAlignment); }
     int64_t staged_stride() const { return round_up(4 * (conv_width_ + 16), kAlignment); }
     int64_t staged_row() const { return staged_stride() * blocks_.quads; }
 
-    size_t copy_bytes() const { return copied_ ? round_up(line_bytes() * height_ + kSlack, kAlignment) : 0; }
     size_t planes_bytes() const {
         return source_ == Source::planes ? plane_bytes() * round_up(input_.channels / 4, 16) : 0;
     }
@@ -240,7 +235,7 @@ class Conv final : public Step {
     int64_t offset_of(int quad) const {
         if (source_ == Source::staged) return quad * staged_stride();
         const int tap = quad * 4 / input_.channels, channel = quad * 4 % input_.channels;
-        const int64_t pixel = int64_t{tap / window_.kernel_w} * width_ + tap % window_.kernel_w;
+        const int64_t pixel = int64_t{tap / window_.kernel_w} * image_.width + tap % window_.kernel_w;
         if (source_ == Source::planes) return channel / 4 * plane_bytes() + pixel * 4;
         return pixel * input_.channels + channel;
     }
@@ -255,20 +250,8 @@ class Conv final : public Step {
         run_ = tile_function(pool(), columns_, pairs_);
     }
 
-    const std::byte* copy_padded(const std::byte* image, std::byte* to) const {
-        const auto shift = static_cast<std::byte>(shifted_ ? 0x80 : 0);
-        std::memset(to, static_cast<int>(shift), line_bytes() * height_);
-        const int64_t row_bytes = int64_t{input_.width} * input_.channels;
-        for (int y = 0; y < input_.height; ++y) {
-            std::byte* line = to + (y + window_.pad_top) * line_bytes() + window_.pad_left * input_.channels;
-            const std::byte* from = image + y * row_bytes;
-            for (int64_t i = 0; i < row_bytes; ++i) line[i] = from[i] ^ shift;
-        }
-        return to;
-    }
-
     const std::byte* transpose(const std::byte* image, std::byte* to) const {
-        const int64_t positions = int64_t{height_} * width_, planes = input_.channels / 4;
+        const int64_t positions = int64_t{image_.height} * image_.width, planes = input_.channels / 4;
         const bool has_margin = input_.channels % 64 == 0;
         int64_t p = 0;
         for (; has_margin && p + 16 <= positions; p += 16) {
@@ -289,11 +272,11 @@ class Conv final : public Step {
         const bool is_staged = source_ == Source::staged;
         const int64_t position = source_ == Source::image ? window_.stride_w * input_.channels : 4;
         const int64_t pixel_bytes = source_ == Source::planes ? 4 : input_.channels;
-        const int64_t row_stride = is_staged ? staged_row() : window_.stride_h * width_ * pixel_bytes;
-        const std::byte* from = image + int64_t{y} * pool() * window_.stride_h * width_ * pixel_bytes;
+        const int64_t row_stride = is_staged ? staged_row() : window_.stride_h * image_.width * pixel_bytes;
+        const std::byte* from = image + int64_t{y} * pool() * window_.stride_h * image_.width * pixel_bytes;
         if (is_staged) {
             for (int r = 0; r < pool(); ++r)
-                stage(from + r * window_.stride_h * line_bytes(), staged + r * staged_row());
+                stage(from + r * window_.stride_h * image_.line_bytes(), staged + r * staged_row());
             from = staged;
         }
         const int64_t pixel = kernels_ * static_cast<int64_t>(element_bytes(output_.dtype));
@@ -331,8 +314,8 @@ class Conv final : public Step {
         for (int q = 0; q < blocks_.quads; ++q) {
             StagedQuad& s = staging_[q];
             const int first = q * 4, last = std::min(first + 3, rows - 1);
-            s.first = first / width * line_bytes() + first % width;
-            s.second = last / width * line_bytes();
+            s.first = first / width * image_.line_bytes() + first % width;
+            s.second = last / width * image_.line_bytes();
             for (int i = 0; i < 64; ++i) {
                 const int row = std::min(first + i % 4, last), x = std::min(i / 4, at_once() - 1) * step;
                 const bool same = row / width == first / width;
@@ -357,8 +340,9 @@ class Conv final : public Step {
 
     Tensor input_, output_;
     Window window_;
-    int kernels_, conv_width_, height_, width_, registers_, columns_;
-    bool pooled_, pairs_, shifted_, copied_;
+    PaddedImage image_;
+    int kernels_, conv_width_, registers_, columns_;
+    bool pooled_, pairs_;
     Source source_;
     DotBlocks blocks_;
     std::vector<StagedQuad> staging_;

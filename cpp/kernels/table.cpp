@@ -4,6 +4,7 @@
 
 // Tiers for processors of other architectures are not built.
 #if defined(__x86_64__)
+#include "amx.h"
 #include "avx512vnni.h"
 #define CS_X86(...) __VA_ARGS__
 #else
@@ -14,7 +15,9 @@ namespace cs {
 
 template <>
 const std::vector<Kernel<InputSpec>>& kernels() {
-    static const std::vector<Kernel<InputSpec>> table = {{"input", Tier::scalar, Mode::none, scalar::input}};
+    static const std::vector<Kernel<InputSpec>> table = {
+        {"input", Tier::scalar, Mode::none, scalar::input},
+        CS_X86({"input_vector", Tier::avx512vnni, Mode::none, avx512vnni::input})};
     return table;
 }
 
@@ -32,7 +35,8 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
                {"linear_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_dense_select},
                {"linear_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::linear_sparse_dense},
                {"linear_packed_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_sparse_sparse},
-               {"linear_packed_masks", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_masks})};
+               {"linear_packed_masks", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_masks},
+               {"conv_tiles", Tier::amx, Mode::dense, amx::conv_dense})};
     return table;
 }
 
