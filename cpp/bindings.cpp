@@ -259,6 +259,15 @@ std::vector<py::array> trace(const Program& program, const py::array& x) {
     return arrays;
 }
 
+// The result [B, n] of at most one chunk over poisoned memory, and the steps that wrote where they must not.
+std::pair<py::array, std::vector<std::string>> audit(const Program& program, const py::array& x, uint8_t poison) {
+    const Batch batch(x);
+    py::array y = make_result(program.output(), std::min(batch.size, program.chunk()));
+    auto* result = static_cast<std::byte*>(y.mutable_data());
+    auto guilty = program.audit(batch.data, batch.bytes, result, batch.size, static_cast<std::byte>(poison));
+    return {std::move(y), std::move(guilty)};
+}
+
 std::vector<double> profile(const Program& program, const py::array& x) {
     const Batch batch(x);
     py::array y = make_result(program.output(), batch.size);
@@ -322,6 +331,7 @@ PYBIND11_MODULE(_native, m) {
         .def("run", &run, "The result [B, n], or None if the input is not finite.")
         .def("trace", &trace, "Every tensor [B, n].")
         .def("profile", &profile, "Seconds of every step.")
+        .def("audit", &audit, "For tests: the result over poisoned memory, and steps that wrote where they must not.")
         .def("choices", &choices, "Node, kernel, tier and mode of every step.");
 
     py::class_<Builder>(m, "Builder")

@@ -126,6 +126,34 @@ void Program::trace(const std::byte* x, size_t caller_bytes, const std::vector<s
     arenas_->give(std::move(arena));
 }
 
+bool Program::may_write(size_t step, size_t offset, int64_t samples) const {
+    const size_t begin = offsets_[steps_[step].output];
+    const Tensor& output = tensors_[steps_[step].output].type;
+    const bool in_scratch = offset >= scratch_offset_ && offset < scratch_offset_ + steps_[step].step->scratch_bytes();
+    const bool in_output = offset >= begin && offset < begin + samples * output.stride();
+    return in_scratch || (in_output && (offset - begin) % output.stride() < output.bytes());
+}
+
+std::vector<std::string> Program::audit(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch,
+                                        std::byte poison) const {
+    std::vector<std::string> guilty;
+    Arena arena = make_arena(arena_bytes_);
+    if (!arena) throw std::bad_alloc();
+    std::memset(arena.get(), static_cast<int>(poison), arena_bytes_);
+    const int64_t samples = std::min(batch, chunk_);
+    for (size_t i = 0; i < steps_.size(); ++i) {
+        const std::vector<std::byte> before(arena.get(), arena.get() + arena_bytes_);
+        run_step(i, arena.get(), x, caller_bytes, samples);
+        for (size_t at = 0; at < arena_bytes_; ++at) {
+            if (before[at] == arena.get()[at] || may_write(i, at, samples)) continue;
+            guilty.push_back(steps_[i].node + ": " + steps_[i].kernel);
+            break;
+        }
+    }
+    copy_out(output_, arena.get(), y, samples);
+    return guilty;
+}
+
 std::vector<double> Program::profile(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
     using Clock = std::chrono::steady_clock;
     std::vector<double> seconds(steps_.size());

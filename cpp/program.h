@@ -38,6 +38,7 @@ class Program {
     const std::vector<ProgramStep>& steps() const { return steps_; }
     const Tensor& output() const { return tensors_[output_].type; }
     size_t arena_bytes() const { return arena_bytes_; }
+    int64_t chunk() const { return chunk_; }
 
     // x and y are contiguous arrays of `batch` samples; caller_bytes is the size of one sample of x.
     void run(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
@@ -48,8 +49,14 @@ class Program {
     // As run(), on one thread; seconds spent in each step.
     std::vector<double> profile(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
 
+    // For tests: runs at most one chunk step by step over memory filled with `poison`, writes the results to y, and
+    // returns the steps that wrote anywhere but to their output's samples and their own scratch.
+    std::vector<std::string> audit(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch,
+                                   std::byte poison) const;
+
   private:
     void plan_memory(bool keep);
+    bool may_write(size_t step, size_t offset, int64_t samples) const;
     size_t buffer_bytes(int tensor) const { return tensors_[tensor].type.stride() * chunk_ + kSlack; }
     void run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const;
     void run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const;

@@ -106,6 +106,19 @@ def test_every_kernel_of_the_table_is_reached() -> None:
     assert reached == table
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tier", [name for name, runs in cpp.tiers().items() if runs])
+def test_kernels_write_only_their_own_memory_and_read_no_garbage(tier: str, mode: Mode) -> None:
+    for seed in range(40):
+        graph = random_graph(seed, integer=seed % 4 != 0)
+        program = cpp.compile(graph, mode, 1, tier=tier, measure=False)
+        x = random_input(graph, 3, seed)
+        for poison in (0x00, 0x7F, 0xA5, 0xFF):
+            got, guilty = program.audit(x, poison)
+            assert not guilty
+            assert_matches(graph, graph.output.name, got, reference.run(graph, x[: len(got)]))
+
+
 def test_an_impossible_tier_is_refused() -> None:
     from csengine.errors import BackendUnavailableError
 

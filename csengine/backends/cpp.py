@@ -87,6 +87,11 @@ class CppProgram:
         shapes = {name: kind.shape for name, kind in self._graph.types.items()}
         return {name: tensors[lowering.tensors[name]].reshape(len(x), *shape) for name, shape in shapes.items()}
 
+    def audit(self, x: Array, poison: int) -> tuple[Array, list[str]]:
+        """For tests: the result over memory filled with a byte, and the steps that wrote where they must not."""
+        y, guilty = self._native.audit(x, poison)
+        return y.reshape(-1, *self._shape), guilty
+
     def choices(self) -> Mapping[str, KernelChoice]:
         """The kernel of every step, by the node whose tensor it makes."""
         return {node: KernelChoice(kernel, tier, mode) for node, kernel, tier, mode in self._native.choices()}
