@@ -601,7 +601,7 @@ def test_demo_on_a_small_network(csengine: Callable[..., str]) -> None:
     report = json.loads(csengine("demo", "--runs", "3", "--json"))
     assert [item["label"] for item in report["recordings"]] == list(LABELS)
     assert report["right"] == sum(item["heard"] == item["label"] for item in report["recordings"])
-    assert [row["mode"] for row in report["timing"]["modes"]] == ["dense", "sparse-dense", "sparse-sparse", "auto"]
+    assert [row["mode"] for row in report["timing"]["modes"]] == ["dense", "sparse-dense", "sparse-sparse"]
     text = csengine("demo", "--runs", "3", "--backend", "reference")
     assert "no (nope)" in text
     assert text.count("✓") + text.count("✗") == 3

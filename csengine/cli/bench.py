@@ -20,7 +20,7 @@ from csengine.engine import Engine
 _EXAMPLES = """\
   csengine bench kws                                        every mode, batch 1, one thread
   csengine bench kws -b 1,8,64 -t 1,2 --backend cpp,numba   a grid
-  csengine bench kws --mode dense,auto --format md          a Markdown table
+  csengine bench kws --mode dense,sparse-sparse --format md a Markdown table
   csengine bench kws --cpus 0 --runs 2000                   pinned, with more runs
   csengine bench model.safetensors --input x.npy --json
 
@@ -61,7 +61,7 @@ def register(commands: options.Commands) -> None:
     parser.add_argument("-t", "--threads", type=threads, default=(1,), metavar="N,...", help="threads (default: 1)")
     backends = options.names(options.ALL_BACKENDS)
     parser.add_argument("--backend", type=backends, default=("auto",), metavar="B,...", help="backends (default: auto)")
-    modes = (*MODES[1:], "auto")
+    modes = MODES[1:]
     help = f"modes (default: {','.join(modes)})"
     parser.add_argument("--mode", type=options.names(MODES), default=modes, metavar="M,...", help=help)
     parser.add_argument("--input", metavar="FILE", help="samples to run on, repeated to the batch (default: random)")
