@@ -20,7 +20,7 @@ from csengine.engine import Engine
 _EXAMPLES = """\
   csengine bench kws                                        every mode, batch 1, one thread
   csengine bench kws -b 1,8,64 -t 1,2 --backend cpp,numba   a grid
-  csengine bench kws --mode dense,sparse-sparse --format md a Markdown table
+  csengine bench kws --mode dense,sparse-sparse --format md   a Markdown table
   csengine bench kws --cpus 0 --runs 2000                   pinned, with more runs
   csengine bench model.safetensors --input x.npy --json
 

@@ -47,7 +47,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 def add_mode(parser: argparse.ArgumentParser) -> None:
     """--mode with one value."""
-    parser.add_argument("--mode", choices=MODES, default="auto", help="which sparsity may be used (default: auto, both)")
+    parser.add_argument("--mode", choices=MODES, default="auto", help="sparsity that may be used (default: auto, both)")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
