@@ -26,6 +26,9 @@ namespace {
 
 constexpr int kMaxColumns = 14;  // registers across a tile
 
+// The sums of a tile are an array only in name: every loop over them is unrolled, or they would live in memory.
+#define CS_UNROLL _Pragma("GCC unroll 16")
+
 // Everything that the inner loop needs, plain.
 struct Tile {
     const std::byte* input;  // quad of the tile's first position, before the quad's own offset
@@ -49,15 +52,13 @@ template <int ROWS, int COLUMNS, bool kPairs>
 CS_AVX512VNNI inline __attribute__((always_inline)) void accumulate(const Tile& t,
                                                                     __m512i (&acc_s32x16)[ROWS][COLUMNS]) {
     const __m512i bias_s32x16 = kPairs ? expand(t.bias) : _mm512_loadu_si512(t.bias);
-    for (auto& row : acc_s32x16) {
-        for (auto& acc : row) acc = bias_s32x16;
-    }
+    CS_UNROLL for (auto& row : acc_s32x16) { CS_UNROLL for (auto& acc : row) acc = bias_s32x16; }
     for (int n = 0; n < t.count; ++n) {
         const int8_t* weight = t.weight + int64_t{n} * (kPairs ? 32 : 64);
         const __m512i weight_s8x64 = kPairs ? expand(weight) : _mm512_loadu_si512(weight);
         const std::byte* quad = t.input + t.offset[n];
-        for (int r = 0; r < ROWS; ++r, quad += t.row_stride) {
-            for (int c = 0; c < COLUMNS; ++c) {
+        CS_UNROLL for (int r = 0; r < ROWS; ++r, quad += t.row_stride) {
+            CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
                 const std::byte* from = quad + c * t.column_stride;
                 __m512i input_u8x64;
                 if constexpr (kPairs) {
@@ -110,7 +111,7 @@ template <int ROWS, int COLUMNS, bool kPairs>
 CS_AVX512VNNI void run_tile(const Tile& tile, const Destination& d) {
     __m512i acc_s32x16[ROWS][COLUMNS];
     accumulate<ROWS, COLUMNS, kPairs>(tile, acc_s32x16);
-    for (int c = 0; c < COLUMNS; ++c) {
+    CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
         __m512i value = acc_s32x16[0][c];
         if constexpr (ROWS == 2) value = _mm512_max_epi32(value, acc_s32x16[1][c]);
         if constexpr (kPairs && ROWS == 2) {

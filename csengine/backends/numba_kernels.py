@@ -1,0 +1,714 @@
+"""The compiled kernels of the Numba backend: the paper's steps as loops.
+
+**Combine** happened offline (`csengine.packing`). A layer with weights then runs as
+
+    select     list the active (non-zero) inputs of each line of the image, in order
+    multiply   an active input with the weights stored in its row
+    route      each product to the kernel that owns it
+    sum        one total per kernel
+
+The modes differ in what they leave out. Without activation sparsity, all inputs are listed. With dense weights nothing
+is routed, because every kernel owns every row:
+
+    |               | dense weights  | packed weights                                   |
+    |---------------|----------------|--------------------------------------------------|
+    | all inputs    | dense          | packed_select after select_all, or packed_planes |
+    | active inputs | dense_select   | packed_select                                    |
+
+A linear layer is a 1 x 1 convolution over an image whose pixels are the samples of the batch.
+
+Three facts make plain loops fast:
+
+* LLVM keeps a small array in registers if nobody else knows its address and if it sees every access. `_registers` makes
+  such arrays of 64 sums (`PANEL`), with which the inner loop of `dense` is two fused multiply-adds per 8 weights, and
+  nothing else.
+* float32 is exact for integers up to 2**24 and multiplies faster than int32. Whoever calls these kernels proves that no
+  sum of an integer layer leaves that range and passes weights and bias as float32, or else as int8 and int32. Sums have
+  the type of the bias.
+* Requantization never decreases, so a layer with a max-pool behind it pools its sums, and requantizes only the largest.
+
+All kernels are in this one file, because Numba's cache notices an edit only of the file that a kernel is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+
+import numpy as np
+from numba import njit, prange
+from numba.core import cgutils, types
+from numba.extending import intrinsic, overload
+from numba.np.numpy_support import as_dtype, carray
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+PANEL = 64
+"""Kernels (or positions) that are summed at once, in registers."""
+
+# "contract" lets a multiplication and an addition become one instruction; NaN and infinity keep their meaning.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def _inlined(function: _Function) -> _Function:
+    """Compile a step of a kernel as a part of the kernel."""
+    return cast(_Function, njit(function, forceinline=True, **_OPTIONS))
+
+
+def _pasted(function: _Function) -> _Function:
+    """Compile a step as if its lines stood in its caller, whose stack it then uses."""
+    return cast(_Function, njit(function, inline="always", **_OPTIONS))
+
+
+class Kernel:
+    """A function compiled on first use, in two forms: for one thread, where `prange` is a plain loop that needs no
+    thread pool and survives a fork, and for many.
+
+    Compiled code is kept on disk where Numba finds a directory that it can write; where it does not, and after
+    `forget`, it lives as long as the process.
+    """
+
+    _all: ClassVar[list[Kernel]] = []
+    _is_cached: ClassVar[bool] = True
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._forms: dict[bool, Callable[..., Any]] = {}
+        self._all.append(self)
+
+    def form(self, parallel: bool) -> Callable[..., Any]:
+        """The function that runs; it compiles itself for the types of its first arguments."""
+        if parallel not in self._forms:
+            self._forms[parallel] = self._build(parallel)
+        return self._forms[parallel]
+
+    def _build(self, parallel: bool) -> Callable[..., Any]:
+        function = cast(FunctionType, self.function)
+        if parallel:  # under a name of its own, by which the cache tells the forms apart
+            function = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_parallel")
+            function.__qualname__ = function.__name__
+            function.__module__ = self.function.__module__
+        if self._is_cached:
+            try:
+                return cast("Callable[..., Any]", njit(function, cache=True, parallel=parallel, **_OPTIONS))
+            except RuntimeError:  # no directory to write to
+                pass
+        return cast("Callable[..., Any]", njit(function, parallel=parallel, **_OPTIONS))
+
+    @classmethod
+    def forget(cls) -> None:
+        """Use no cache from now on: it turned out to be damaged, or its disk to be full."""
+        cls._is_cached = False
+        for kernel in cls._all:
+            kernel._forms.clear()
+
+
+# --- memory in registers ---------------------------------------------------------------------------------------------
+
+
+def _panel_on_stack(typing_context: Any, like: Any) -> Any:
+    """A pointer to PANEL elements of the type of array `like`, on the stack."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return cgutils.alloca_once(builder, context.get_data_type(like.dtype), size=PANEL)  # type: ignore[no-untyped-call]
+
+    return types.CPointer(like.dtype)(like), generate  # type: ignore[no-untyped-call]
+
+
+_allocate: Any = intrinsic(_panel_on_stack)
+
+
+@_pasted
+def _registers(like: Array) -> Array:
+    """PANEL sums of the type of array `like`, zero. LLVM keeps them in registers."""
+    sums = carray(_allocate(like), PANEL)
+    for lane in range(PANEL):
+        sums[lane] = 0
+    return sums
+
+
+# --- the way out of the sums -----------------------------------------------------------------------------------------
+
+
+@_inlined
+def _requantize(acc: Any, ratio: Any, limits: tuple[Any, Any]) -> Any:
+    """`clamp((acc * M + 2**(s - 1)) >> s)` for ratio = M / 2**s, as `floor(acc * ratio + 1 / 2)` in double.
+
+    That is exact: |acc| < 2**31 and M < 2**16, so every value on the way is fewer than 2**48 times 2**-s.
+    """
+    return min(max(np.floor(np.float64(acc) * ratio + 0.5), limits[0]), limits[1])
+
+
+@_inlined
+def _limits(out: Array) -> tuple[Any, Any]:
+    """The range of an integer array's type, as doubles."""
+    return np.float64(np.iinfo(out.dtype).min), np.float64(np.iinfo(out.dtype).max)
+
+
+@_inlined
+def _leave(sums: Array, bias: Array, ratio: Array | None, out: Array, first: int) -> None:
+    """Sums `[places, n]` of kernel `first` and those after it leave to out `[places, O]`.
+
+    bias: `[n]`. ratio: float64 `[O]` to requantize, or None.
+    """
+    count = min(sums.shape[1], out.shape[1] - first)
+    for place in range(out.shape[0]):
+        if ratio is None:
+            for lane in range(count):
+                out[place, first + lane] = sums[place, lane] + bias[lane]
+        else:
+            limits = _limits(out)
+            for lane in range(count):
+                acc = sums[place, lane] + bias[lane]
+                out[place, first + lane] = _requantize(acc, ratio[first + lane], limits)
+
+
+def _lowest(array: Array) -> Any:
+    """The lowest value of an array's type."""
+    return -np.inf if array.dtype.kind == "f" else np.iinfo(array.dtype).min
+
+
+@overload(_lowest)
+def _overload_lowest(array: Any) -> Any:
+    value = _lowest(np.empty(0, as_dtype(array.dtype)))
+
+    def lowest(array: Any) -> Any:
+        return value
+
+    return lowest
+
+
+@_inlined
+def _no_sums(places: int, lanes: int, like: Array) -> Array:
+    """Sums `[places, lanes]` that everything exceeds."""
+    best = np.empty((places, lanes), like.dtype)
+    best[:] = _lowest(like)
+    return best
+
+
+@_inlined
+def _fold(sums: Array, best: Array, place: int, lanes: int) -> None:
+    """Max-pool: keep the largest sums `[lanes]` of a pooling window in `best[place]`."""
+    for lane in range(lanes):
+        best[place, lane] = max(best[place, lane], sums[lane])
+
+
+# --- select ----------------------------------------------------------------------------------------------------------
+
+
+@Kernel
+def select(x: Array, index: Array, value: Array, start: Array) -> None:
+    """Select: the active inputs of every line of an image.
+
+    x: `[lines, W, C]`. Writes, per line, their places in the line (column * C + channel) to index `[lines, W * C]`,
+    their values to value `[lines, W * C]`, and where each column begins to start `[lines, W + 1]`.
+    """
+    lines, width, channels = x.shape
+    for line in prange(lines):
+        count = 0
+        for column in range(width):
+            start[line, column] = count
+            for channel in range(channels):  # without a branch, which would often be mispredicted
+                index[line, count] = column * channels + channel
+                value[line, count] = x[line, column, channel]
+                count += x[line, column, channel] != 0
+        start[line, width] = count
+
+
+@Kernel
+def select_all(x: Array, index: Array, value: Array, start: Array) -> None:
+    """What `select` writes when every input counts as active: the sparse-dense mode."""
+    lines, width, channels = x.shape
+    for line in prange(lines):
+        for column in range(width):
+            start[line, column] = column * channels
+            for channel in range(channels):
+                index[line, column * channels + channel] = column * channels + channel
+                value[line, column * channels + channel] = x[line, column, channel]
+        start[line, width] = width * channels
+
+
+# --- dense weights ---------------------------------------------------------------------------------------------------
+
+
+@Kernel
+def dense(x: Array, panels: Array, bias: Array, ratio: Array | None, window: tuple[int, ...], out: Array) -> None:
+    """Dense mode: every input times every weight; 64 kernels at two neighbouring windows at a time.
+
+    x: `[images, H, W * C]`, padded. panels: weights `[panels, kernel height, kernel width * C, 64]`, int8 or float32.
+    bias: `[panels, 64]`, int32 or float32. ratio: float64 `[O]`, or None. window: steps down (lines) and right
+    (elements) from window to window; height and width of the pooling. out: `[images, H', W', O]`.
+    """
+    down, right, pool_height, pool_width = window
+    images, height, width, _ = out.shape
+    for item in prange(panels.shape[0] * images * height):
+        panel, image, row = item // height // images, item // height % images, item % height
+        weights, lines = panels[panel], x[image]
+        best = _no_sums(width, PANEL, bias)
+        columns = width * pool_width
+        for y in range(row * pool_height, (row + 1) * pool_height):
+            for column in range(0, columns - 1, 2):
+                _multiply_pair(lines, y * down, column, right, weights, best, pool_width)
+            if columns % 2:
+                _multiply_one(lines, y * down, columns - 1, right, weights, best, pool_width)
+        _leave(best, bias[panel], ratio, out[image, row], panel * PANEL)
+
+
+@_inlined
+def _multiply_pair(
+    lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
+) -> None:
+    """Sums of 64 kernels at windows `column` and `column + 1`; every weight read serves both."""
+    sums, sums_right = _registers(best), _registers(best)
+    for tap in range(weights.shape[0]):
+        inputs, inputs_right = lines[top + tap, column * right :], lines[top + tap, (column + 1) * right :]
+        for i in range(weights.shape[1]):
+            x, x_right = best.dtype.type(inputs[i]), best.dtype.type(inputs_right[i])
+            for lane in range(PANEL):
+                sums[lane] += x * weights[tap, i, lane]
+                sums_right[lane] += x_right * weights[tap, i, lane]
+    _fold(sums, best, column // pool_width, PANEL)
+    _fold(sums_right, best, (column + 1) // pool_width, PANEL)
+
+
+@_inlined
+def _multiply_one(
+    lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
+) -> None:
+    """Sums of 64 kernels at window `column`."""
+    sums = _registers(best)
+    for tap in range(weights.shape[0]):
+        inputs = lines[top + tap, column * right :]
+        for i in range(weights.shape[1]):
+            x = best.dtype.type(inputs[i])
+            for lane in range(PANEL):
+                sums[lane] += x * weights[tap, i, lane]
+    _fold(sums, best, column // pool_width, PANEL)
+
+
+@Kernel
+def dense_select(
+    lists: tuple[Array, Array, Array],
+    panels: Array,
+    bias: Array,
+    ratio: Array | None,
+    window: tuple[int, ...],
+    out: Array,
+) -> None:
+    """Sparse activations, dense weights: only the rows of active inputs are read, 64 kernels at a time.
+
+    lists: index, value and start, as `select` wrote them. panels: `[panels, R, 64]`. window: kernel height and width,
+    channels, steps down and right in pixels, height and width of the pooling. Otherwise as `dense`.
+    """
+    _, _, _, down, _, pool_height, pool_width = window
+    images, height, width, _ = out.shape
+    lines = lists[0].shape[0] // images
+    for item in prange(panels.shape[0] * images * height):
+        panel, image, row = item // height // images, item // height % images, item % height
+        weights = panels[panel]
+        best = _no_sums(width, PANEL, bias)
+        for y in range(row * pool_height, (row + 1) * pool_height):
+            for column in range(width * pool_width):
+                _multiply_active(lists, image * lines + y * down, column, window, weights, best)
+        _leave(best, bias[panel], ratio, out[image, row], panel * PANEL)
+
+
+@_inlined
+def _multiply_active(
+    lists: tuple[Array, Array, Array],
+    top: int,
+    column: int,
+    window: tuple[int, ...],
+    weights: Array,
+    best: Array,
+) -> None:
+    """Multiply the active inputs of one window with their rows of 64 weights each."""
+    index, value, start = lists
+    taps, tap_width, channels, _, right, _, pool_width = window
+    sums = _registers(best)
+    for tap in range(taps):
+        line = top + tap
+        # a line's active inputs are in order, so those inside the window are one stretch
+        to_row = tap * tap_width * channels - column * right * channels
+        begin, end = start[line, column * right], start[line, column * right + tap_width]
+        indices, values = index[line, begin:end], value[line, begin:end]
+        for n in range(indices.size):
+            row = np.uintp(indices[n] + to_row)
+            for lane in range(PANEL):
+                sums[lane] += values[n] * weights[row, lane]
+    _fold(sums, best, column // pool_width, PANEL)
+
+
+# --- packed weights --------------------------------------------------------------------------------------------------
+
+
+@Kernel
+def packed_select(
+    lists: tuple[Array, Array, Array],
+    weights: Array,
+    route: Array,
+    bias: Array,
+    ratio: Array | None,
+    window: tuple[int, ...],
+    out: Array,
+) -> None:
+    """Sparse-sparse: multiply the active inputs with the packed weights of their rows, route the products, sum.
+
+    lists: index, value and start, as `select` wrote them. weights: `[row blocks * U, T, V]`, int8 or float32. route:
+    uint32 `[row blocks, T]`, the first of the V kernels that own a block; a spare block after the last kernel takes
+    what nobody owns. bias: `[kernels and the spare block]`, int32 or float32. window: as for `dense_select`.
+    """
+    _, _, _, down, _, pool_height, pool_width = window
+    images, height, width, kernels = out.shape
+    lines = lists[0].shape[0] // images
+    for item in prange(images * height):
+        image, row = item // height, item % height
+        sums = np.empty_like(bias)
+        best = _no_sums(width, kernels, bias)
+        for y in range(row * pool_height, (row + 1) * pool_height):
+            for column in range(width * pool_width):
+                top = image * lines + y * down
+                sums[:] = 0
+                _multiply_route_sum(lists, top, column, window, weights, route, sums)
+                _fold(sums, best, column // pool_width, kernels)
+        _leave(best, bias, ratio, out[image, row], 0)
+
+
+@_inlined
+def _multiply_route_sum(
+    lists: tuple[Array, Array, Array],
+    top: int,
+    column: int,
+    window: tuple[int, ...],
+    weights: Array,
+    route: Array,
+    sums: Array,
+) -> None:
+    """Multiply, route and sum the active inputs of one window."""
+    index, value, start = lists
+    taps, tap_width, channels, _, right, _, _ = window
+    sets, lanes = weights.shape[1], weights.shape[2]
+    block_rows = weights.shape[0] // route.shape[0]
+    for tap in range(taps):
+        line = top + tap
+        to_row = tap * tap_width * channels - column * right * channels
+        begin, end = start[line, column * right], start[line, column * right + tap_width]
+        indices, values = index[line, begin:end], value[line, begin:end]
+        for n in range(indices.size):
+            x, row = values[n], np.uint32(indices[n] + to_row)
+            block = row // np.uint32(block_rows)
+            if lanes == 1:
+                for t in range(sets):
+                    sums[route[block, t]] += x * weights[row, t, 0]
+            else:
+                for t in range(sets):
+                    kernel = route[block, t]
+                    for lane in range(lanes):
+                        sums[kernel + lane] += x * weights[row, t, lane]
+
+
+@Kernel
+def spread(x: Array, planes: Array, window: tuple[int, ...]) -> None:
+    """Lay an image out for `packed_planes`: channel by channel, so that neighbours are neighbours in memory.
+
+    x: `[images, H, W, C]`. planes: `[images, C * phases or more, size]`, zero where there is padding. With a stride,
+    every stride-th pixel is a neighbour, and each of the stride * stride phases has a plane. window: stride down and
+    right, padding at the top and left, pixels from one line of a plane to the next.
+    """
+    down, right, top, left, pitch = window
+    images, height, width, channels = x.shape
+    for item in prange(images * height):
+        image, row = item // height, item % height
+        y = row + top
+        for column in range(width):
+            z = column + left
+            phase = y % down * right + z % right
+            place = y // down * pitch + z // right
+            for channel in range(channels):
+                planes[image, channel * down * right + phase, place] = x[image, row, column, channel]
+
+
+@Kernel
+def packed_planes(
+    planes: Array,
+    offset: Array,
+    weights: Array,
+    first: Array,
+    bias: Array,
+    ratio: Array | None,
+    window: tuple[int, ...],
+    out: Array,
+) -> None:
+    """Sparse-dense convolution: each weight of a kernel times 64 neighbouring positions at a time.
+
+    Nothing is routed: Combine was undone at load, into one list per kernel, `first[o]` to `first[o + 1]`, of weights
+    and of the offsets (uint64) of what they multiply in planes `[images, n]`, as `spread` wrote them. window: lines of
+    positions, distance of two lines, height and width of the pooling. out: `[images, H', W', O]`.
+    """
+    lines, pitch, pool_height, pool_width = window
+    images, height, width, kernels = out.shape
+    for item in prange(images * kernels):
+        image, kernel = item // kernels, item % kernels
+        inputs = planes[image]
+        sums = np.empty(lines * pitch + PANEL, planes.dtype)
+        for position in range(0, lines * pitch, PANEL):
+            _multiply_positions(inputs, offset, weights, first[kernel], first[kernel + 1], sums, np.uintp(position))
+        best = _no_sums(height, width, sums)
+        for y in range(height * pool_height):
+            for x in range(pool_width):
+                _fold(sums[y * pitch + x :: pool_width], best, y // pool_height, width)
+        for row in range(height):
+            for column in range(width):
+                acc = best[row, column] + bias[kernel]
+                if ratio is None:
+                    out[image, row, column, kernel] = acc
+                else:
+                    out[image, row, column, kernel] = _requantize(acc, ratio[kernel], _limits(out))
+
+
+@_inlined
+def _multiply_positions(
+    inputs: Array, offset: Array, weights: Array, begin: int, end: int, sums: Array, position: Any
+) -> None:
+    """Sums of one kernel at 64 positions."""
+    lanes = _registers(sums)
+    for n in range(begin, end):
+        weight = weights[n]
+        place = offset[n] + position
+        for lane in range(PANEL):
+            lanes[lane] += weight * inputs[place + np.uintp(lane)]
+    for lane in range(PANEL):
+        sums[position + np.uintp(lane)] = lanes[lane]
+
+
+# --- grouped convolution ---------------------------------------------------------------------------------------------
+
+
+@Kernel
+def grouped(x: Array, weights: Array, bias: Array, ratio: Array | None, window: tuple[int, ...], out: Array) -> None:
+    """Grouped and depthwise convolution, always dense: neighbouring groups at a time.
+
+    x: `[images, H, W * C]`, padded. weights: `[kernel height, kernel width, D, M, groups]` for D inputs and M kernels
+    of each group. bias: `[M, groups]`. window: steps down (lines) and right (columns). out: `[images, H', W', O]`.
+    """
+    down, right = window
+    images, height, width, _ = out.shape
+    taps, tap_width, depth, members, groups = weights.shape
+    channels = depth * groups
+    for item in prange(images * height):
+        image, row = item // height, item % height
+        sums = np.empty_like(bias)
+        for column in range(width):
+            sums[:] = bias
+            for tap in range(taps * tap_width):
+                y, z = tap // tap_width, tap % tap_width
+                values = x[image, row * down + y, (column * right + z) * channels :]
+                for d in range(depth):
+                    for member in range(members):
+                        for group in range(groups):
+                            sums[member, group] += values[group * depth + d] * weights[y, z, d, member, group]
+            for member in range(members):
+                for group in range(groups):
+                    kernel = group * members + member
+                    if ratio is None:
+                        out[image, row, column, kernel] = sums[member, group]
+                    else:
+                        result = _requantize(sums[member, group], ratio[kernel], _limits(out))
+                        out[image, row, column, kernel] = result
+
+
+# --- k winners take all ----------------------------------------------------------------------------------------------
+
+
+@Kernel
+def kwta(x: Array, factor: Array | None, k: int, keys: Array, out: Array) -> None:
+    """Exactly k winners per scope, by (value descending, index ascending); losers become 0.
+
+    x, out: `[items, scopes, n]`. factor: float32 `[n]`, or None. k: less than n. keys: room for `[items, n]` unsigned
+    ranking keys, uint8 for 8-bit values without a factor, else uint32.
+    """
+    for item in prange(x.shape[0]):
+        for scope in range(x.shape[1]):
+            _rank(x[item, scope], factor, keys[item])
+            threshold, reaching = _find_threshold(keys[item], k)
+            _pass_winners(x[item, scope], keys[item], threshold, reaching - k, out[item, scope])
+
+
+@_inlined
+def _rank(x: Array, factor: Array | None, keys: Array) -> None:
+    """Unsigned keys in the order of the values (times the factor): the larger key wins."""
+    if keys.itemsize == 1:
+        flip = np.uint8(128 if x.dtype.type(-1) < 0 else 0)  # -128 becomes 0 and 127 becomes 255
+        for i in range(keys.size):
+            keys[i] = np.uint8(x[i]) ^ flip
+    else:
+        for i in range(keys.size):
+            score = np.float32(x[i]) if factor is None else np.float32(x[i]) * factor[i]
+            # as integers, floats are in order when positive and in reverse order when negative
+            bits = np.float32(score + np.float32(0)).view(np.uint32)  # + 0: -0 equals 0
+            key = bits ^ np.uint32(0xFFFFFFFF if bits >> 31 else 0x80000000)
+            keys[i] = np.uint32(0) if np.isnan(score) else key
+
+
+@_inlined
+def _find_threshold(keys: Array, k: int) -> tuple[Any, int]:
+    """A threshold that k keys reach, by bisection from the highest bit down; and how many reach it.
+
+    More than k reach it only where equal keys compete for the last places; those equal the threshold.
+    """
+    threshold, reaching = keys.dtype.type(0), keys.size
+    bit = 1 << (8 * keys.itemsize - 1)
+    while reaching != k and bit > 0:
+        higher = keys.dtype.type(threshold | bit)
+        count = 0
+        for i in range(keys.size):
+            count += keys[i] >= higher
+        if count >= k:
+            threshold, reaching = higher, count
+        bit >>= 1
+    return threshold, reaching
+
+
+@_inlined
+def _pass_winners(x: Array, keys: Array, threshold: Any, surplus: int, out: Array) -> None:
+    """Pass what reaches the threshold, but for the last `surplus` values that equal it."""
+    zero = x.dtype.type(0)
+    for i in range(keys.size):
+        out[i] = x[i] if keys[i] >= threshold else zero
+    i = keys.size
+    while surplus > 0:
+        i -= 1
+        if keys[i] == threshold:
+            out[i] = zero
+            surplus -= 1
+
+
+# --- pools -----------------------------------------------------------------------------------------------------------
+
+
+@Kernel
+def max_pool(x: Array, window: tuple[int, ...], out: Array) -> None:
+    """Largest of each window inside the image.
+
+    x: `[images, H, W, C]`. window: its height and width, steps down and right, padding at the top and left.
+    """
+    taps, tap_width, down, right, top, left = window
+    images, height, width, channels = out.shape
+    for item in prange(images * height):
+        image, row = item // height, item % height
+        first_y = row * down - top
+        for column in range(width):
+            first_x = column * right - left
+            best = out[image, row, column]
+            is_first = True
+            for y in range(max(first_y, 0), min(first_y + taps, x.shape[1])):
+                for z in range(max(first_x, 0), min(first_x + tap_width, x.shape[2])):
+                    values = x[image, y, z]
+                    for channel in range(channels):
+                        best[channel] = values[channel] if is_first else max(best[channel], values[channel])
+                    is_first = False
+
+
+@Kernel
+def average_pool(x: Array, ratio: float | None, window: tuple[int, ...], out: Array) -> None:
+    """Mean of each window, padding counted as zeros; window as for `max_pool`. ratio: float64 requantizes the sum."""
+    taps, tap_width, down, right, top, left = window
+    images, height, width, channels = out.shape
+    for item in prange(images * height):
+        image, row = item // height, item % height
+        sums = np.empty(channels, np.float64)  # exact for integers, as the sum of a window is below 2**31
+        first_y = row * down - top
+        for column in range(width):
+            first_x = column * right - left
+            sums[:] = 0
+            for y in range(max(first_y, 0), min(first_y + taps, x.shape[1])):
+                for z in range(max(first_x, 0), min(first_x + tap_width, x.shape[2])):
+                    for channel in range(channels):
+                        sums[channel] += x[image, y, z, channel]
+            for channel in range(channels):
+                if ratio is None:
+                    out[image, row, column, channel] = sums[channel] / (taps * tap_width)
+                else:
+                    out[image, row, column, channel] = _requantize(sums[channel], ratio, _limits(out))
+
+
+# --- element by element ----------------------------------------------------------------------------------------------
+
+
+@Kernel
+def quantize(x: Array, inv_scale: Any, out: Array) -> int:
+    """`clamp(rint(x * inv_scale))` of float32 `[n]`, one float32 multiplication, or x itself if inv_scale is None.
+
+    Returns how many values are not finite.
+    """
+    outliers = 0
+    for i in prange(x.size):
+        outliers += not np.isfinite(x[i])
+        if inv_scale is None:
+            out[i] = x[i]
+        else:
+            limits = _limits(out)
+            out[i] = min(max(np.rint(x[i] * inv_scale), np.float32(limits[0])), np.float32(limits[1]))
+    return outliers
+
+
+@Kernel
+def relu(x: Array, out: Array) -> None:
+    """`max(x, 0)` of `[n]`."""
+    for i in prange(x.size):
+        out[i] = max(x[i], x.dtype.type(0))
+
+
+@Kernel
+def affine(x: Array, scale: Array, shift: Array, out: Array) -> None:
+    """`x * scale + shift` per channel, float32 `[places, C]`."""
+    for place in prange(x.shape[0]):
+        for channel in range(x.shape[1]):
+            out[place, channel] = x[place, channel] * scale[channel] + shift[channel]
+
+
+@Kernel
+def add(a: Array, b: Array, ratios: Any, out: Array) -> None:
+    """`a + b` of `[n]`; integers `clamp((a * Ma + b * Mb + 2**(s - 1)) >> s)` for float64 ratios M / 2**s."""
+    for i in prange(a.size):
+        if ratios is None:
+            out[i] = a[i] + b[i]
+        else:
+            out[i] = _requantize(a[i] * ratios[0] + b[i] * ratios[1], 1.0, _limits(out))
+
+
+@Kernel
+def concat(x: Array, ratio: float | None, first: int, out: Array) -> None:
+    """One input `[places, C]` becomes the channels of out `[places, O]` from `first` on; ratio may be None."""
+    for place in prange(x.shape[0]):
+        for channel in range(x.shape[1]):
+            if ratio is None:
+                out[place, first + channel] = x[place, channel]
+            else:
+                out[place, first + channel] = _requantize(x[place, channel], ratio, _limits(out))
+
+
+@Kernel
+def dequantize(x: Array, scale: Array, out: Array) -> None:
+    """`float32(x * scale)` per channel, in double and rounded once; `[places, C]`, scale float64 `[C]`."""
+    for place in prange(x.shape[0]):
+        for channel in range(x.shape[1]):
+            out[place, channel] = np.float32(x[place, channel] * scale[channel])
+
+
+@Kernel
+def softmax(x: Array, out: Array) -> None:
+    """Softmax of each row of float32 `[rows, n]`."""
+    for row in prange(x.shape[0]):
+        largest = x[row, 0]
+        for i in range(1, x.shape[1]):
+            largest = max(largest, x[row, i])
+        total = np.float32(0)
+        for i in range(x.shape[1]):
+            out[row, i] = np.exp(x[row, i] - largest)
+            total += out[row, i]
+        for i in range(x.shape[1]):
+            out[row, i] /= total
