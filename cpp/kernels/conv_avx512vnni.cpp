@@ -14,6 +14,8 @@
 // by row as [quad][position], 16 positions to a byte permutation.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "arithmetic.h"
 #include "avx512vnni.h"
@@ -47,100 +49,112 @@ CS_AVX512VNNI inline __m512i expand(const void* eight) {
     return _mm512_permutexvar_epi32(twice_s32x16, _mm512_castsi256_si512(loaded));
 }
 
-// Sums of ROWS x COLUMNS registers. kPairs: blocks of 8 kernels, two positions per register.
+// The quad of one position, or of two neighbouring ones, in every lane.
+template <bool kPairs>
+CS_AVX512VNNI inline __m512i broadcast(const std::byte* from) {
+    std::conditional_t<kPairs, int64_t, int32_t> quads;
+    std::memcpy(&quads, from, sizeof quads);
+    if constexpr (kPairs) return _mm512_set1_epi64(quads);
+    return _mm512_set1_epi32(static_cast<int32_t>(quads));
+}
+
+// Writes the sums [ROWS][COLUMNS] of a tile. kPairs: blocks of 8 kernels, two positions per register.
 template <int ROWS, int COLUMNS, bool kPairs>
-CS_AVX512VNNI inline __attribute__((always_inline)) void accumulate(const Tile& t,
-                                                                    __m512i (&acc_s32x16)[ROWS][COLUMNS]) {
+CS_AVX512VNNI void accumulate(const Tile& t, __m512i* sums_s32x16) {
     const __m512i bias_s32x16 = kPairs ? expand(t.bias) : _mm512_loadu_si512(t.bias);
-    CS_UNROLL for (auto& row : acc_s32x16) { CS_UNROLL for (auto& acc : row) acc = bias_s32x16; }
+    __m512i sum_s32x16[ROWS][COLUMNS];
+    CS_UNROLL for (auto& row : sum_s32x16) { CS_UNROLL for (auto& sum : row) sum = bias_s32x16; }
     for (int n = 0; n < t.count; ++n) {
         const int8_t* weight = t.weight + int64_t{n} * (kPairs ? 32 : 64);
         const __m512i weight_s8x64 = kPairs ? expand(weight) : _mm512_loadu_si512(weight);
         const std::byte* quad = t.input + t.offset[n];
         CS_UNROLL for (int r = 0; r < ROWS; ++r, quad += t.row_stride) {
             CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                const std::byte* from = quad + c * t.column_stride;
-                __m512i input_u8x64;
-                if constexpr (kPairs) {
-                    int64_t pair;
-                    std::memcpy(&pair, from, sizeof pair);
-                    input_u8x64 = _mm512_set1_epi64(pair);
-                } else {
-                    int32_t one;
-                    std::memcpy(&one, from, sizeof one);
-                    input_u8x64 = _mm512_set1_epi32(one);
-                }
-                acc_s32x16[r][c] = _mm512_dpbusd_epi32(acc_s32x16[r][c], input_u8x64, weight_s8x64);
+                const __m512i input_u8x64 = broadcast<kPairs>(quad + c * t.column_stride);
+                sum_s32x16[r][c] = _mm512_dpbusd_epi32(sum_s32x16[r][c], input_u8x64, weight_s8x64);
             }
         }
     }
+    CS_UNROLL for (int r = 0; r < ROWS; ++r) {
+        CS_UNROLL for (int c = 0; c < COLUMNS; ++c) _mm512_store_si512(sums_s32x16 + r * COLUMNS + c, sum_s32x16[r][c]);
+    }
+}
+
+using Accumulate = void (*)(const Tile&, __m512i*);
+
+template <int ROWS, bool kPairs, int... kColumns>
+Accumulate accumulate_of(int columns, std::integer_sequence<int, kColumns...>) {
+    static constexpr Accumulate table[] = {accumulate<ROWS, kColumns + 1, kPairs>...};
+    return table[columns - 1];
+}
+
+Accumulate accumulate_of(int rows, int columns, bool pairs) {
+    constexpr auto counts = std::make_integer_sequence<int, kMaxColumns>();
+    if (rows == 2) return pairs ? accumulate_of<2, true>(columns, counts) : accumulate_of<2, false>(columns, counts);
+    return pairs ? accumulate_of<1, true>(columns, counts) : accumulate_of<1, false>(columns, counts);
 }
 
 // Where the results of a tile go.
 struct Destination {
     std::byte* output;    // first position's block of kernels
     int64_t pixel_bytes;  // from one output position to the next
+    int columns;          // registers across the tile
     int positions;        // output positions of the tile that exist
     int kernels;          // kernels of the block that exist
-    const float* scale;   // [lanes], or null: int32 results
-    bool to_unsigned;
+    const float* scale;   // [lanes]; unused for int32 results
 };
 
-CS_AVX512VNNI inline void store(const Destination& d, int position, __m512i value_s32x16) {
-    if (position >= d.positions) return;
-    const auto mask = static_cast<__mmask16>((1u << d.kernels) - 1);
-    std::byte* to = d.output + position * d.pixel_bytes;
-    if (!d.scale) {
-        _mm512_mask_storeu_epi32(to, mask, value_s32x16);
-        return;
-    }
-    const __m512i result = requantize16(value_s32x16, _mm512_loadu_ps(d.scale));
-    _mm_mask_storeu_epi8(to, mask, narrow16(result, d.to_unsigned));
-}
-
-// Two positions of eight kernels, lanes alternating.
-CS_AVX512VNNI inline void store_pair(const Destination& d, int position, __m512i value_s32x16, bool pooled) {
-    const __m512i split_s32x16 = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
-    const __m512i ordered = _mm512_permutexvar_epi32(split_s32x16, value_s32x16);
-    store(d, position, ordered);
-    if (!pooled) store(d, position + 1, _mm512_castsi256_si512(_mm512_extracti64x4_epi64(ordered, 1)));
-}
-
-// One tile: accumulate, pool 2 x 2 if ROWS is 2, and on its way out.
-template <int ROWS, int COLUMNS, bool kPairs>
-CS_AVX512VNNI void run_tile(const Tile& tile, const Destination& d) {
-    __m512i acc_s32x16[ROWS][COLUMNS];
-    accumulate<ROWS, COLUMNS, kPairs>(tile, acc_s32x16);
-    CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-        __m512i value = acc_s32x16[0][c];
-        if constexpr (ROWS == 2) value = _mm512_max_epi32(value, acc_s32x16[1][c]);
-        if constexpr (kPairs && ROWS == 2) {
-            store_pair(d, c, _mm512_max_epi32(value, _mm512_shuffle_epi32(value, _MM_PERM_CDAB)), true);
-        } else if constexpr (kPairs) {
-            store_pair(d, 2 * c, value, false);
-        } else if constexpr (ROWS == 2) {
-            if (c % 2 == 0 && c + 1 < COLUMNS) {
-                const __m512i right = _mm512_max_epi32(acc_s32x16[0][c + 1], acc_s32x16[1][c + 1]);
-                store(d, c / 2, _mm512_max_epi32(value, right));
-            }
+template <DType kOut>
+CS_AVX512VNNI inline void store(std::byte* to, __mmask16 kernels, __m512 scale_f32x16, __m512i value_s32x16) {
+    if constexpr (kOut == DType::s32) {
+        _mm512_mask_storeu_epi32(to, kernels, value_s32x16);
+    } else {
+        const __m128i result_x8x16 = narrow16(requantize16(value_s32x16, scale_f32x16), kOut == DType::u8);
+        if (kernels == 0xffff) {  // a whole store is cheaper than a masked one
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to), result_x8x16);
         } else {
-            store(d, c, value);
+            _mm_mask_storeu_epi8(to, kernels, result_x8x16);
         }
     }
 }
 
-using TileFunction = void (*)(const Tile&, const Destination&);
-
-template <int ROWS, bool kPairs, int... kColumns>
-TileFunction tile_function(int columns, std::integer_sequence<int, kColumns...>) {
-    static constexpr TileFunction table[] = {run_tile<ROWS, kColumns + 1, kPairs>...};
-    return table[columns - 1];
+// The sums [ROWS][columns] of a tile on their way out, the largest of each 2 x 2 positions if there are two rows.
+template <int ROWS, bool kPairs, DType kOut>
+CS_AVX512VNNI void finish(const __m512i* sum_s32x16, const Destination& d) {
+    const __m512i split_s32x16 = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+    const auto kernels = static_cast<__mmask16>((1u << d.kernels) - 1);
+    const __m512 scale_f32x16 = kOut == DType::s32 ? _mm512_setzero_ps() : _mm512_loadu_ps(d.scale);
+    constexpr int kStep = ROWS == 2 && !kPairs ? 2 : 1;    // registers per result
+    constexpr int kResults = ROWS == 1 && kPairs ? 2 : 1;  // positions per result
+    const int count = (d.positions + kResults - 1) / kResults;
+    std::byte* to = d.output;
+    for (int i = 0; i < count; ++i, to += kResults * d.pixel_bytes, sum_s32x16 += kStep) {
+        __m512i value = sum_s32x16[0];
+        if constexpr (ROWS == 2) value = _mm512_max_epi32(value, sum_s32x16[d.columns]);
+        if constexpr (kStep == 2) {
+            value = _mm512_max_epi32(value, _mm512_max_epi32(sum_s32x16[1], sum_s32x16[d.columns + 1]));
+        }
+        if constexpr (kPairs && ROWS == 2) value = _mm512_max_epi32(value, _mm512_shuffle_epi32(value, _MM_PERM_CDAB));
+        if constexpr (kPairs) value = _mm512_permutexvar_epi32(split_s32x16, value);
+        store<kOut>(to, kernels, scale_f32x16, value);
+        if (kResults == 2 && 2 * i + 1 < d.positions) {
+            const __m512i second = _mm512_castsi256_si512(_mm512_extracti64x4_epi64(value, 1));
+            store<kOut>(to + d.pixel_bytes, kernels, scale_f32x16, second);
+        }
+    }
 }
 
-TileFunction tile_function(int rows, int columns, bool pairs) {
-    constexpr auto counts = std::make_integer_sequence<int, kMaxColumns>();
-    if (rows == 2) return pairs ? tile_function<2, true>(columns, counts) : tile_function<2, false>(columns, counts);
-    return pairs ? tile_function<1, true>(columns, counts) : tile_function<1, false>(columns, counts);
+using Finish = void (*)(const __m512i*, const Destination&);
+
+template <int ROWS, bool kPairs>
+Finish finish_of(DType out) {
+    if (out == DType::u8) return finish<ROWS, kPairs, DType::u8>;
+    return out == DType::s8 ? finish<ROWS, kPairs, DType::s8> : finish<ROWS, kPairs, DType::s32>;
+}
+
+Finish finish_of(int rows, bool pairs, DType out) {
+    if (rows == 2) return pairs ? finish_of<2, true>(out) : finish_of<2, false>(out);
+    return pairs ? finish_of<1, true>(out) : finish_of<1, false>(out);
 }
 
 // Rows of 16 dwords at `stride` bytes, transposed.
@@ -248,7 +262,8 @@ class Conv final : public Step {
         const int tiles = (registers_ + limit - 1) / limit;
         columns_ = (registers_ + tiles - 1) / tiles;
         if (pooled_ && !pairs_) columns_ += columns_ % 2;
-        run_ = tile_function(pool(), columns_, pairs_);
+        accumulate_ = accumulate_of(pool(), columns_, pairs_);
+        finish_ = finish_of(pool(), pairs_, output_.dtype);
     }
 
     const std::byte* transpose(const std::byte* image, std::byte* to) const {
@@ -290,18 +305,20 @@ class Conv final : public Step {
         }
     }
 
-    void run_blocks(const std::byte* from, int64_t row_stride, int64_t column_stride, std::byte* to, int64_t pixel,
-                    int positions) const {
+    CS_AVX512VNNI void run_blocks(const std::byte* from, int64_t row_stride, int64_t column_stride, std::byte* to,
+                                  int64_t pixel, int positions) const {
         const int lanes = blocks_.lanes;
         const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        __m512i sums[2 * kMaxColumns];
         for (int b = 0; b < blocks_.blocks; ++b) {
             const int begin = blocks_.begin[b];
             const int8_t* weight = blocks_.weight.data() + int64_t{begin} * lanes * 4;
             const float* scale = blocks_.scale.empty() ? nullptr : blocks_.scale.data() + b * lanes;
-            run_({from, row_stride, column_stride, blocks_.quad.data() + begin, weight, blocks_.begin[b + 1] - begin,
-                  blocks_.bias.data() + b * lanes},
-                 {to + b * lanes * element, pixel, positions, std::min(lanes, kernels_ - b * lanes), scale,
-                  output_.dtype == DType::u8});
+            accumulate_({from, row_stride, column_stride, blocks_.quad.data() + begin, weight,
+                         blocks_.begin[b + 1] - begin, blocks_.bias.data() + b * lanes},
+                        sums);
+            finish_(sums, {to + b * lanes * element, pixel, columns_, positions, std::min(lanes, kernels_ - b * lanes),
+                           scale});
         }
     }
 
@@ -347,7 +364,8 @@ class Conv final : public Step {
     Source source_;
     DotBlocks blocks_;
     std::vector<StagedQuad> staging_;
-    TileFunction run_;
+    Accumulate accumulate_;
+    Finish finish_;
 };
 
 // Registers of 16 lanes per position that one pass over the lists takes.

@@ -41,7 +41,7 @@ DotBlocks dot_blocks(const LayerSpec& s, int lanes, bool all) {
         for (int quad = 0; quad < out.quads; ++quad) append_quad(s, quad, block * lanes, all, out);
     }
     out.begin.push_back(static_cast<int32_t>(out.quad.size()));
-    const int padded = out.blocks * lanes;
+    const int padded = static_cast<int>(round_up(out.blocks * lanes, 16));  // vectors may be read whole
     out.bias.resize(padded);
     out.row_sum.resize(padded);
     if (s.bias) std::copy_n(static_cast<const int32_t*>(s.bias), s.kernels, out.bias.begin());
