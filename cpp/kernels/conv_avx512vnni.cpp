@@ -110,8 +110,10 @@ CS_AVX512VNNI inline void store(std::byte* to, __mmask16 kernels, __m512 scale_f
         _mm512_mask_storeu_epi32(to, kernels, value_s32x16);
     } else {
         const __m128i result_x8x16 = narrow16(requantize16(value_s32x16, scale_f32x16), kOut == DType::u8);
-        if (kernels == 0xffff) {  // a whole store is cheaper than a masked one
+        if (kernels == 0xffff) {  // whole stores are cheaper than masked ones
             _mm_storeu_si128(reinterpret_cast<__m128i*>(to), result_x8x16);
+        } else if (kernels == 0xff) {
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(to), result_x8x16);
         } else {
             _mm_mask_storeu_epi8(to, kernels, result_x8x16);
         }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,30 +59,42 @@ class Timing:
 
 
 def interleave(calls: Sequence[Callable[[], object]], runs: int, budget: float, progress: Progress) -> list[Timing]:
-    """Time calls in turns: in each of `ROUNDS` every contender makes an untimed call and then its share of `runs`.
-
-    budget: seconds that one contender may take; who is too slow for it makes fewer runs, at least 5. The order rotates
-    from round to round. `progress` advances once per round.
-    """
-    counts = [_affordable(call, runs, budget) for call in calls]
-    seconds: list[list[float]] = [[] for _ in calls]
+    """`take_turns` with calls in this process."""
     with _without_garbage_collection():
-        for number in range(ROUNDS):
-            for turn in range(len(calls)):
-                i = (turn + number) % len(calls)
-                share = counts[i] * (number + 1) // ROUNDS - counts[i] * number // ROUNDS
-                if share:
-                    calls[i]()
-                seconds[i] += [_time(calls[i]) for _ in range(share)]
-            progress.step()
+        return take_turns([partial(_time_calls, call) for call in calls], runs, budget, progress)
+
+
+def take_turns(
+    timers: Sequence[Callable[[int], list[float]]], runs: int, budget: float, progress: Progress
+) -> list[Timing]:
+    """Let contenders take turns: in each of `ROUNDS` every one makes its share of `runs`.
+
+    timers: give the seconds of so many calls, made after one that is not counted. budget: seconds that one contender
+    may take; who is too slow for it makes fewer runs, at least 5. The order rotates from round to round. `progress`
+    advances once per round.
+    """
+    counts = [_affordable(timer, runs, budget) for timer in timers]
+    seconds: list[list[float]] = [[] for _ in timers]
+    for number in range(ROUNDS):
+        for turn in range(len(timers)):
+            i = (turn + number) % len(timers)
+            share = counts[i] * (number + 1) // ROUNDS - counts[i] * number // ROUNDS
+            if share:
+                seconds[i] += timers[i](share)
+        progress.step()
     return [Timing(np.array(taken)) for taken in seconds]
 
 
-def _affordable(call: Callable[[], object], runs: int, budget: float) -> int:
-    """Warm up; how many runs fit in the budget."""
-    call()
-    once = min(_time(call) for _ in range(2))
+def _affordable(timer: Callable[[int], list[float]], runs: int, budget: float) -> int:
+    """How many runs fit in the budget."""
+    once = min(timer(2))
     return max(min(runs, _FEWEST_RUNS), min(runs, int(budget / max(once, 1e-9))))
+
+
+def _time_calls(call: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of so many calls, after one that is not counted."""
+    call()
+    return [_time(call) for _ in range(runs)]
 
 
 def _time(call: Callable[[], object]) -> float:
