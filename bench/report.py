@@ -76,12 +76,15 @@ def speed_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def draw(study: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Left: time per word by mode. Right: accuracy by variant."""
+def draw(study: Mapping[str, Any] | None, reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Left: time per word by mode. Right: accuracy by variant, once the study has been made."""
     mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (time, accuracy) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), layout="constrained")
-    draw_times(time, reports)
-    draw_accuracy(accuracy, study)
+    panels = 2 if study else 1
+    size = (10 if study else 7, 3.6)
+    figure, axes = plt.subplots(1, panels, figsize=size, squeeze=False, layout="constrained")
+    draw_times(axes[0, 0], reports)
+    if study:
+        draw_accuracy(axes[0, 1], study)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -94,14 +97,13 @@ def draw_times(axes: Any, reports: Mapping[str, Mapping[str, Any]]) -> None:
             place = group * (len(MODES) + 1) + offset
             value = found[mode]["median_seconds"] * 1e6
             axes.barh(place, value, color=COLOURS[mode])
-            axes.text(value * 1.05, place, f"{value:.0f} µs" if value >= 20 else f"{value:.1f} µs", va="center")
+            axes.text(value, place, f" {value:.1f} µs", va="center")
             places.append(place)
             labels.append(f"{MODELS[model]}: {mode}")
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.25)
-    axes.set_xlabel("time per word (log scale), batch 1, one thread")
+    axes.margins(x=0.15)
+    axes.set_xlabel("time per word, µs (batch 1, one thread)")
     axes.set_title("One spoken word", loc="left", weight="bold")
 
 
@@ -133,11 +135,13 @@ def insert(path: Path, tables: Mapping[str, str]) -> None:
 
 
 def main() -> None:
-    study = read(STUDY)
+    study = read(STUDY) if STUDY.exists() else None
     reports = {model: read(RESULTS / f"{model}.json") for model in MODELS}
     IMAGES.mkdir(parents=True, exist_ok=True)
     draw(study, reports, IMAGES / "kws.png")
-    tables = {"accuracy": accuracy_table(study), "speed": speed_table(reports)}
+    tables = {"speed": speed_table(reports)}
+    if study:
+        tables["accuracy"] = accuracy_table(study)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         insert(page, tables)
 
