@@ -1,0 +1,235 @@
+"""Train the keyword-spotting network, from nothing to a checkpoint.
+
+    python train.py --all                                  # the variants that the package ships
+    python train.py --variant dense --seed 1               # one run
+    python train.py --all --data path/to/speech_commands   # on the real data set
+
+Without ``--data`` the synthetic data set is built first, in ``data/synthetic_commands``. Every run writes
+``<output>/<variant>-<seed>.pt`` (a state_dict; ``network.build_network`` makes the module for it) and the same name
+with ``.json`` (settings, accuracies of the float network, time).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import dataset
+import synthesis
+import torch
+from network import VARIANTS, build_network, count_nonzeros, pool_first, prune
+from torch import Tensor, nn
+
+SHIPPED = ("sparse-sparse-blocked", "sparse-sparse")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training budget and its settings, the same for all variants.
+
+    ``renderings``: how many differently degraded copies of the training set there are; every epoch mixes them.
+    ``pruned_after``: the shares of the epochs after which masks are made that keep the strongest weights; each time
+    half as many stay, the last masks are the variant's.
+    """
+
+    epochs: int = 30
+    renderings: int = 4
+    batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    pruned_after: tuple[float, ...] = (0.2, 0.35, 0.5)
+
+
+def train(variant: str, seed: int, features: dict[str, dataset.Features], recipe: Recipe) -> nn.Sequential:
+    """Train one network and return it in evaluation mode, its batch-norm statistics taken anew in float32."""
+    torch.manual_seed(seed)
+    network = build_network(variant, seed, masked=False).to(memory_format=torch.channels_last)
+    in_training = pool_first(network)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    training = features["training"]
+    steps = recipe.epochs * -(-len(training.y) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, steps, pct_start=0.2)
+    loss_function = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    for epoch in range(recipe.epochs):
+        for stage, share in enumerate(recipe.pruned_after, start=1):
+            if epoch == round(share * recipe.epochs):
+                prune(network, variant, seed, len(recipe.pruned_after) - stage)
+        network.train()
+        started, total = time.perf_counter(), 0.0
+        for x, y in batches(training, epoch, recipe.batch):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                scores = in_training(spec_augment(x).to(memory_format=torch.channels_last))
+            loss = loss_function(scores.float(), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(y)
+        seconds = time.perf_counter() - started
+        right = accuracy(network.eval(), features["validation"])
+        print(
+            f"{variant}-{seed} epoch {epoch + 1}/{recipe.epochs}: loss {total / len(training.y):.4f}, "
+            f"validation {right:.2%}, {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    recalibrate_norms(in_training, training)
+    return network.eval()
+
+
+def batches(features: dataset.Features, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch in random order: x float32 [n, 1, 32, 32], y int64 [n]. Every clip comes in another rendering."""
+    order = torch.randperm(len(features.y))
+    rendering = (torch.randperm(len(features.y)) + epoch) % len(features.x)
+    for chosen in order.split(size):
+        if len(chosen) > 1:  # batch norm needs two
+            x = features.x[rendering[chosen].numpy(), chosen.numpy()]
+            yield torch.from_numpy(x).float(), torch.from_numpy(features.y[chosen.numpy()])
+
+
+def spec_augment(x: Tensor, widest: int = 3) -> Tensor:
+    """Replace a random run of bands and a random run of frames of every sample by its mean (SpecAugment)."""
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    place = torch.arange(x.shape[-1])
+    for axis in (2, 3):
+        width = torch.randint(0, widest + 1, (len(x), 1))
+        start = (torch.rand(len(x), 1) * (x.shape[axis] - width + 1)).long()
+        hidden = (place >= start) & (place < start + width)
+        x = torch.where(hidden[:, None, :, None] if axis == 2 else hidden[:, None, None, :], mean, x)
+    return x
+
+
+@torch.no_grad()
+def recalibrate_norms(network: nn.Sequential, features: dataset.Features, samples: int = 8192) -> None:
+    """Take the batch-norm statistics from the final weights, in float32: training moved them in bfloat16."""
+    norms = [module for module in network if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # plain average over all batches
+    network.train()
+    for number, (x, _) in enumerate(batches(features, 0, 256)):
+        if number * 256 < samples:
+            network(x)
+    for norm in norms:
+        norm.momentum = 0.1
+
+
+@torch.no_grad()
+def predict(network: nn.Module, features: dataset.Features) -> Tensor:
+    """Predicted labels int64 [n] of an evaluation split, computed in float32."""
+    return torch.cat([network(x).argmax(dim=1) for x in torch.from_numpy(features.inputs).split(256)])
+
+
+def accuracy(network: nn.Module, features: dataset.Features) -> float:
+    """Share of an evaluation split that is recognised."""
+    return float((predict(network, features) == torch.from_numpy(features.y)).float().mean())
+
+
+def load_network(checkpoint: Path) -> nn.Sequential:
+    """The network of a checkpoint ``<variant>-<seed>.pt``, in evaluation mode."""
+    variant, seed = checkpoint.stem.rsplit("-", 1)
+    network = build_network(variant, int(seed))
+    network.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return network.eval()
+
+
+def run(variant: str, seed: int, features: dict[str, dataset.Features], output: Path, recipe: Recipe) -> None:
+    """Train one network, evaluate it, write its checkpoint and its facts."""
+    started = time.perf_counter()
+    network = train(variant, seed, features, recipe)
+    facts = {
+        "variant": variant,
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "nonzeros": count_nonzeros(network),
+        "training_seconds": round(time.perf_counter() - started, 1),
+        "float": {split: accuracy(network, features[split]) for split in ("validation", "test")},
+        "torch": torch.__version__,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    network.to(memory_format=torch.contiguous_format)
+    torch.save(network.state_dict(), output / f"{variant}-{seed}.pt")
+    (output / f"{variant}-{seed}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts), flush=True)
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory; else every step maps and clears the pages of its tensors anew."""
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**31 - 1)
+
+
+def prepare(data: Path, cache: Path, recipe: Recipe) -> dict[str, dataset.Features]:
+    """Features of the data set at ``data``, which is synthesized if it does not exist."""
+    if not data.exists():
+        synthesis.synthesize(data, workers=os.cpu_count() or 1)
+    return dataset.load_features(data, cache, recipe.renderings)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that training and the study share."""
+    parser.add_argument("--data", type=Path, default=Path("data/synthetic_commands"), help="data set directory")
+    parser.add_argument("--features", type=Path, default=Path("data/features"), help="where features are kept")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="directory of the checkpoints")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="networks trained at the same time")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--renderings", type=int, default=Recipe.renderings)
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that the command line asks for."""
+    return Recipe(epochs=arguments.epochs, renderings=arguments.renderings)
+
+
+def run_all(runs: list[tuple[str, int]], arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Train every (variant, seed), ``--jobs`` at a time in processes of one thread each."""
+    job = functools.partial(_run_in_process, arguments=arguments, recipe=recipe)
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(job, runs):
+            pass
+
+
+def _run_in_process(run_: tuple[str, int], arguments: argparse.Namespace, recipe: Recipe) -> None:
+    keep_memory()
+    torch.set_num_threads(1)
+    variant, seed = run_
+    features = dataset.load_features(arguments.data, arguments.features, recipe.renderings)
+    run(variant, seed, features, arguments.output, recipe)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, action="append", default=[])
+    parser.add_argument("--all", action="store_true", help=f"train {' and '.join(SHIPPED)}")
+    parser.add_argument("--seed", type=int, default=0)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    variants = list(SHIPPED) if arguments.all else arguments.variant
+    if not variants:
+        parser.error("say --all or --variant")
+    recipe = recipe_of(arguments)
+    prepare(arguments.data, arguments.features, recipe)
+    run_all([(variant, arguments.seed) for variant in variants], arguments, recipe)
+
+
+if __name__ == "__main__":
+    main()
