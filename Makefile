@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Synthesizers that speak the data set.
+SPEECH := espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
 SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,12 +32,14 @@ bench: $(VENV)/.core
 
 # The shipped models, from nothing: synthesize speech, train, quantize, pack. About half an hour on two cores.
 train-kws: $(VENV)/.test
-	tools/system_packages.sh espeak-ng flite festival
+	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/train.py --all
+	$(BIN)/python examples/keyword_spotting/recordings.py data/synthetic_commands
+	$(BIN)/python examples/keyword_spotting/package.py
 
 # Four variants, three seeds: the accuracy table. About an hour and a half on two cores.
 kws-study: $(VENV)/.test
-	tools/system_packages.sh espeak-ng flite festival
+	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/study.py
 
 # More mutants than the tests try.
