@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cp
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench train-kws kws-study fuzz clean
+.PHONY: demo test lint format bench bench-peers train-kws kws-study fuzz clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -27,8 +27,22 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
 
-bench: $(VENV)/.core
-	$(BIN)/csengine bench $(shell $(BIN)/python -c "from csengine.cli import models; print(models.shipped('kws'))")
+# Our own speed: networks, every kernel, how time grows; then the tables and pictures. Under 10 minutes.
+BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
+bench: $(VENV)/.bench
+	for model in kws kws_paper; do \
+	  $(BIN)/csengine bench $$model -b 1,8,64 --cpus $(BENCH_CPU) --runs 1000 --json -o bench/results/$$model.json || exit; done
+	taskset -c $(BENCH_CPU) $(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-max-time=0.5 \
+	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/kernels.json
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/report.py
+
+# The same functions in other runtimes, each in an environment of its own. Under 40 minutes once these are installed.
+# PEERS='onnxruntime openvino torch scipy deepsparse' adds DeepSparse, whose licence allows evaluation only.
+PEERS ?= onnxruntime openvino torch scipy
+bench-peers: $(VENV)/.bench $(PEERS:%=.venv-peers/%/.ready)
+	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
+	$(BIN)/python bench/report.py
 
 # The shipped models, from nothing: synthesize speech, train, quantize, pack. About half an hour on two cores.
 train-kws: $(VENV)/.test
@@ -49,6 +63,15 @@ fuzz: $(VENV)/.test
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --editable '.[bench,report]'
+	touch $@
+
+.venv-peers/%/.ready: bench/peers/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core

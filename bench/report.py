@@ -2,9 +2,9 @@
 
     python bench/report.py       # needs the extra [report]
 
-Reads `bench/results/*.json` (written by `csengine bench --json`) and the accuracy study of the keyword-spotting
-example; writes `docs/images/` and the tables between `<!-- begin NAME -->` and `<!-- end NAME -->` in README.md and
-docs/*.md.
+Reads `bench/results/*.json` (written by `make bench` and `make bench-peers`) and the accuracy study of the
+keyword-spotting example; writes `docs/images/` and the tables between `<!-- begin NAME -->` and `<!-- end NAME -->` in
+README.md and docs/*.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import comparison
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
@@ -142,6 +143,7 @@ def main() -> None:
     tables = {"speed": speed_table(reports)}
     if study:
         tables["accuracy"] = accuracy_table(study)
+    tables |= comparison.sections(RESULTS, IMAGES)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         insert(page, tables)
 

@@ -13,9 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from csengine.backends import MODES
-from csengine.cli import machine, measure, options, output, shipped
+from csengine.cli import against, machine, measure, options, output, shipped
 from csengine.cli.samples import samples_for
 from csengine.engine import Engine
+from csengine.peers import catalogue
 
 _EXAMPLES = """\
   csengine bench kws                                        every mode, batch 1, one thread
@@ -23,10 +24,12 @@ _EXAMPLES = """\
   csengine bench kws --mode dense,sparse-sparse --format md   a Markdown table
   csengine bench kws --cpus 0 --runs 2000                   pinned, with more runs
   csengine bench model.safetensors --input x.npy --json
+  csengine bench kws --mode auto --against onnxruntime,openvino   other runtimes on the same network
 
 Contenders of one batch size take turns in one process, warmed up; each output is checked against the reference before
-any time is reported. Random input is spread over the input's whole range; what is active after a ReLU depends on it
-(after k-winners it does not), so give real input with --input where that matters.
+any time is reported. With --against every contender, csengine too, has a process of its own, pinned to the same
+processors, and only one runs at a time. Random input is spread over the input's whole range; what is active after a
+ReLU depends on it (after k-winners it does not), so give real input with --input where that matters.
 """
 _FORMATS = ("text", "md", "csv", "json")
 
@@ -64,6 +67,9 @@ def register(commands: options.Commands) -> None:
     modes = MODES[1:]
     help = f"modes (default: {','.join(modes)})"
     parser.add_argument("--mode", type=options.names(MODES), default=modes, metavar="M,...", help=help)
+    peers = options.names(tuple(catalogue.PEERS))
+    help = f"other runtimes ({', '.join(catalogue.PEERS)}), installed by `make bench-peers`"
+    parser.add_argument("--against", type=peers, metavar="P,...", help=help)
     parser.add_argument("--input", metavar="FILE", help="samples to run on, repeated to the batch (default: random)")
     options.add_array(parser)
     options.add_seed(parser)
@@ -76,9 +82,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     help = "a contender that needs longer makes fewer runs, at least 5 (default: 5)"
     parser.add_argument("--seconds", type=seconds, default=5.0, metavar="S", help=help)
     cpus = options.integers(0, 4095)
-    parser.add_argument(
-        "--cpus", type=cpus, metavar="N,...", help="pin to these logical processors (default: do not pin)"
-    )
+    help = "pin to these logical processors (default: do not pin; with --against as many as threads)"
+    parser.add_argument("--cpus", type=cpus, metavar="N,...", help=help)
     parser.add_argument("--format", choices=_FORMATS, default="text", help="default: text")
     parser.add_argument("-o", "--output", metavar="OUT", help="write to a file instead")
 
@@ -87,17 +92,18 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     packed = shipped.load_model(arguments.model)
     with measure.pinned(arguments.cpus):
-        environment = machine.describe()
-        engines = _compile(packed, arguments)
-        rows = [row for batch in arguments.batch for row in _measure(engines, batch, arguments)]
-    report = {
-        "model": packed.name,
-        "input": arguments.input or f"random, seed {arguments.seed}",
-        "machine": environment,
-        "pinned_cpus": arguments.cpus,
-        "outputs_checked": True,
-        "rows": rows,
-    }
+        report = {
+            "model": packed.name,
+            "input": arguments.input or f"random, seed {arguments.seed}",
+            "machine": machine.describe(),
+            "pinned_cpus": arguments.cpus,
+            "outputs_checked": True,
+        }
+        if arguments.against:
+            report["rows"], report["peers"] = against.compare(packed.model, arguments)
+        else:
+            engines = _compile(packed, arguments)
+            report["rows"] = [row for batch in arguments.batch for row in _measure(engines, batch, arguments)]
     text = _FORMATTERS["json" if arguments.json else arguments.format](report)
     if arguments.output:
         Path(arguments.output).write_text(text + "\n", encoding="utf-8")
@@ -168,26 +174,34 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    found = report["machine"]
-    pinned = report["pinned_cpus"]
+    found, peers = report["machine"], report.get("peers", [])
+    pinned = ", ".join(map(str, report["pinned_cpus"] or ()))
+    place = f"pinned to {pinned}" if pinned else "pinned, a processor for each thread" if peers else "not pinned"
+    versions = found["versions"] | {name: number for peer in peers for name, number in peer["versions"].items()}
+    checked = "is as near the reference's as its precision allows" if peers else "equals the reference's"
     return [
         ("model", f"{report['model']}; input {report['input']}"),
-        (
-            "machine",
-            machine.summary(found) + (f"; pinned to {', '.join(map(str, pinned))}" if pinned else "; not pinned"),
-        ),
-        ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
-        ("method", "contenders took turns, warmed up; every output equals the reference's"),
+        ("machine", f"{machine.summary(found)}; {place}"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions.items())),
+        ("method", f"contenders took turns, warmed up; every output {checked}"),
+        *(("note", peer["note"]) for peer in peers if peer["note"]),
     ]
 
 
+def _table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and cells."""
+    if "peers" in report:
+        return against.HEADER, [against.cells(row) for row in report["rows"]]
+    return _HEADER, [_cells(row) for row in report["rows"]]
+
+
 def _text(report: dict[str, Any]) -> str:
-    return output.facts(_facts(report)) + "\n\n" + output.table(_HEADER, [_cells(row) for row in report["rows"]])
+    return output.facts(_facts(report)) + "\n\n" + output.table(*_table(report))
 
 
 def _markdown(report: dict[str, Any]) -> str:
     head = "\n".join(f"- {name}: {output.printable(text)}" for name, text in _facts(report))
-    return head + "\n\n" + output.markdown(_HEADER, [_cells(row) for row in report["rows"]])
+    return head + "\n\n" + output.markdown(*_table(report))
 
 
 def _csv(report: dict[str, Any]) -> str:
