@@ -36,7 +36,9 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
                {"linear_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::linear_sparse_dense},
                {"linear_packed_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_sparse_sparse},
                {"linear_packed_masks", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_masks},
-               {"conv_tiles", Tier::amx, Mode::dense, amx::conv_dense})};
+               {"conv_tiles", Tier::amx, Mode::dense, amx::conv_dense},
+               {"conv_strips", Tier::amx, Mode::dense, amx::conv_strips},
+               {"conv_packed_tiles", Tier::amx, Mode::sparse_dense, amx::conv_sparse_dense})};
     return table;
 }
 
