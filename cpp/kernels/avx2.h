@@ -9,5 +9,9 @@ namespace cs::avx2 {
 
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
+std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
 
 }  // namespace cs::avx2

@@ -34,6 +34,18 @@ CS_AVX2 inline __m256i first_lanes(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane_s32x8);
 }
 
+// Eight int8 as integers of 32 bits.
+CS_AVX2 inline __m256i widen_lanes(const int8_t* from) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+
+// A bit for every lane that is not zero.
+CS_AVX2 inline uint32_t nonzero_lanes(const int32_t* from) {
+    const __m256i x_s32x8 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i zero_s32x8 = _mm256_cmpeq_epi32(x_s32x8, _mm256_setzero_si256());
+    return ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(zero_s32x8))) & 0xff;
+}
+
 // 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.
 struct Pairs {
     using Vector = __m256i;
@@ -48,6 +60,9 @@ struct Pairs {
         int32_t pair;
         std::memcpy(&pair, from, sizeof pair);
         return _mm256_set1_epi32(pair);
+    }
+    CS_AVX2 static Vector load_weight(const int8_t* from) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }
     CS_AVX2 static Vector multiply_add(Vector sum_s32x8, Vector input_s16x16, Vector weight_s16x16) {
         return _mm256_add_epi32(sum_s32x8, _mm256_madd_epi16(input_s16x16, weight_s16x16));
@@ -87,6 +102,7 @@ struct Floats {
     CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_ps(static_cast<const float*>(from)); }
     CS_AVX2 static void store(void* to, Vector x) { _mm256_storeu_ps(static_cast<float*>(to), x); }
     CS_AVX2 static Vector broadcast(const void* from) { return _mm256_broadcast_ss(static_cast<const float*>(from)); }
+    CS_AVX2 static Vector load_weight(const float* from) { return load(from); }
     CS_AVX2 static Vector multiply_add(Vector sum, Vector input, Vector weight) {
         return _mm256_fmadd_ps(input, weight, sum);
     }

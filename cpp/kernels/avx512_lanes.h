@@ -17,6 +17,17 @@ constexpr int kLanes = 16;        // of 32 bits
 constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
 constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
 
+// Sixteen int8 as integers of 32 bits.
+CS_AVX512 inline __m512i widen_lanes(const int8_t* from) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+// A bit for every lane that is not zero.
+CS_AVX512 inline uint32_t nonzero_lanes(const int32_t* from) {
+    const __m512i x_s32x16 = _mm512_loadu_si512(from);
+    return _mm512_test_epi32_mask(x_s32x16, x_s32x16);
+}
+
 // 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.
 struct Pairs {
     using Vector = __m512i;
@@ -31,6 +42,9 @@ struct Pairs {
         int32_t pair;
         std::memcpy(&pair, from, sizeof pair);
         return _mm512_set1_epi32(pair);
+    }
+    CS_AVX512 static Vector load_weight(const int8_t* from) {
+        return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
     CS_AVX512 static Vector multiply_add(Vector sum_s32x16, Vector input_s16x32, Vector weight_s16x32) {
         return _mm512_add_epi32(sum_s32x16, _mm512_madd_epi16(input_s16x32, weight_s16x32));
@@ -64,6 +78,7 @@ struct Floats {
     CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_ps(from); }
     CS_AVX512 static void store(void* to, Vector x) { _mm512_storeu_ps(to, x); }
     CS_AVX512 static Vector broadcast(const void* from) { return _mm512_set1_ps(*static_cast<const float*>(from)); }
+    CS_AVX512 static Vector load_weight(const float* from) { return load(from); }
     CS_AVX512 static Vector multiply_add(Vector sum, Vector input, Vector weight) {
         return _mm512_fmadd_ps(input, weight, sum);
     }
