@@ -19,7 +19,8 @@ template <>
 const std::vector<Kernel<InputSpec>>& kernels() {
     static const std::vector<Kernel<InputSpec>> table = {
         {"input", Tier::scalar, Mode::none, scalar::input},
-        CS_X86({"input_vector", Tier::avx512vnni, Mode::none, avx512vnni::input})};
+        CS_X86({"input_vector", Tier::avx2, Mode::none, avx2::input},
+               {"input_vector", Tier::avx512, Mode::none, avx512::input})};
     return table;
 }
 
@@ -61,7 +62,9 @@ template <>
 const std::vector<Kernel<KwtaSpec>>& kernels() {
     static const std::vector<Kernel<KwtaSpec>> table = {
         {"kwta", Tier::scalar, Mode::none, scalar::kwta},
-        CS_X86({"kwta_bisect", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
+        CS_X86({"kwta_lanes8", Tier::avx2, Mode::none, avx2::kwta},
+               {"kwta_lanes16", Tier::avx512, Mode::none, avx512::kwta},
+               {"kwta_bisect", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
     return table;
 }
 
