@@ -48,7 +48,7 @@ template <>
 const std::vector<Kernel<KwtaSpec>>& kernels() {
     static const std::vector<Kernel<KwtaSpec>> table = {
         {"kwta", Tier::scalar, Mode::none, scalar::kwta},
-        CS_X86({"kwta_bisect", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
+        CS_X86({"kwta_bits", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
     return table;
 }
 
