@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cp
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench bench-peers train-kws kws-study fuzz clean
+.PHONY: demo test lint format bench bench-peers train-kws kws-study fuzz sanitize clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -59,6 +59,17 @@ kws-study: $(VENV)/.test
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
+
+# Every kernel of every tier that runs here, and mutants, under the address and undefined-behaviour sanitizers. Python
+# itself is not built with them, so their library comes first, and what Python never frees is no leak.
+SANITIZERS := -fsanitize=address,undefined
+sanitize: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
+	CFLAGS='$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer -g1' LDFLAGS='$(SANITIZERS)' \
+	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib LD_PRELOAD=$$($${CC:-gcc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
+	  $(BIN)/pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

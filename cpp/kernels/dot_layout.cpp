@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 namespace cs {
 namespace {
@@ -52,7 +53,7 @@ DotBlocks dot_blocks(const LayerSpec& s, int lanes, bool all) {
 
 AlignedVector<int32_t> padded_bias(const LayerSpec& s) {
     AlignedVector<int32_t> bias(round_up(s.kernels, 16));
-    if (s.bias) std::copy_n(static_cast<const int32_t*>(s.bias), s.kernels, bias.begin());
+    if (s.bias) std::memcpy(bias.data(), s.bias, sizeof(int32_t) * s.kernels);
     return bias;
 }
 
