@@ -135,7 +135,7 @@ def ratios_table(report: Report) -> str:
 
 def main_table(report: Report) -> str:
     """The best of every runtime: time per word, alone and in a batch, and how many times as fast csengine is."""
-    contests = {batch: contest_of(report, batch, 1) for batch in (1, 64)}
+    contests = {batch: contest_of(report, batch, 1) for batch in (1, 64)}  # empty in brief reports
     own = {batch: _best(rows, OWN, WITH_WINNERS[:1]) for batch, rows in contests.items()}
     lines = []
     for function in WITH_WINNERS:
@@ -164,7 +164,7 @@ def _main_cells(rows: Mapping[int, Row | None], own: Mapping[int, Row | None]) -
     cells = []
     for batch, row in rows.items():
         if row is None:
-            cells += ["failed", ""]
+            cells += ["", ""]
             continue
         variant, reference = "" if row["peer"] == OWN else f" ({row['variant']})", own[batch]
         gain = row["median_seconds"] / reference["median_seconds"] if reference else float("nan")
@@ -212,7 +212,9 @@ def main_linear_table(report: Report) -> str:
     if contest is None:
         return ""
     own = [own_time(contest, block, TYPICAL) for block in BLOCKS]
-    lines = [(f"**csengine**, {block} blocks", "int8", micro(time), "", "") for block, time in zip(BLOCKS, own)]
+    lines = [
+        (f"**csengine**, {block} blocks", "int8", micro(time), "", "") for block, time in zip(BLOCKS, own, strict=True)
+    ]
     rivals = [row for peer in NAMES if peer != OWN and (row := fastest_of(contest["rows"], peer))]
     for row in sorted(rivals, key=lambda row: row["median_seconds"]):
         gains = [f"{row['median_seconds'] / time:.1f}×" for time in (own[1], own[0])]
@@ -284,7 +286,7 @@ def convolutions_table(report: Report) -> str:
         if relu and winners and rival and dense:
             own = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
             gain = rival["median_seconds"] / relu["median_seconds"]
-            cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2f}×")
+            cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
             lines.append((contest["name"], f"{contest['density']:.0%}", *own, *cells))
     return markdown(header, lines) + (
         "\n\nBatch 1, one thread, ReLU after each (half of the activations are 0); a chain of 9 less a chain of 1, "
@@ -304,7 +306,7 @@ def scaling_table(report: Report) -> str:
             if p["activity"] in (0.02, 0.1, 1.0) and p["density"] in (0.02, 0.1, 0.4):
                 each = p["median_seconds"] / p["macs_needed"] * 1e12
                 shares = (f"{p['density']:.0%}", f"{p['activity']:.0%}")
-                rows.append((block, *shares, f"{p['macs_needed']:,}", micro(p["median_seconds"]), f"{each:,.0f}"))
+                rows.append((block, *shares, f"{p['macs_needed']:,.0f}", micro(p["median_seconds"]), f"{each:,.0f}"))
     return markdown(("blocks", ">weights", ">active", ">products", ">µs", ">ps per product"), rows)
 
 
@@ -315,7 +317,5 @@ def kernels_table(report: Report) -> str:
     for kernel in report["benchmarks"]:
         times = found.setdefault(kernel["layer"], {})
         times[kernel["tier"]] = min(kernel["median"], times.get(kernel["tier"], float("inf")))
-    rows = [
-        (layer, *(micro(times[tier]) if tier in times else "" for tier in tiers)) for layer, times in found.items()
-    ]
+    rows = [(layer, *(micro(times[tier]) if tier in times else "" for tier in tiers)) for layer, times in found.items()]
     return markdown(("layer", *(f">{tier}, µs" for tier in tiers)), rows)

@@ -72,9 +72,7 @@ def accuracy(study: Mapping[str, Any], path: Path) -> None:
             values = result[precision]["test"]
             label = {"float": "float32", "int8": "int8, packed"}[precision] if place == 0 else None
             spread = 100 * (values["deviation"] or 0)
-            axes.errorbar(
-                100 * values["mean"], place + shift, xerr=spread, fmt=marker, color=colour, label=label
-            )
+            axes.errorbar(100 * values["mean"], place + shift, xerr=spread, fmt=marker, color=colour, label=label)
     axes.set_yticks(range(len(study["variants"])), study["variants"])
     axes.invert_yaxis()
     axes.set_xlabel("accuracy on held-out voices, %")
@@ -89,8 +87,9 @@ def accuracy(study: Mapping[str, Any], path: Path) -> None:
 
 def networks(report: Report, path: Path) -> None:
     """The best of every runtime, for one word and for a batch."""
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
-    for axes, batch in zip(panels, (1, 64), strict=True):
+    sizes = [batch for batch in (1, 64) if comparison.contest_of(report, batch, 1)]
+    figure, panels = plt.subplots(1, len(sizes), figsize=(12, 4.6), layout="constrained", sharey=True, squeeze=False)
+    for axes, batch in zip(panels[0], sizes, strict=True):
         _network_bars(axes, comparison.contest_of(report, batch, 1), batch)
     figure.suptitle("Keyword spotting: time per word on one core, each runtime at its best", weight="bold")
     save(figure, path)
@@ -179,7 +178,9 @@ def linear(report: Report, path: Path) -> None:
         axes.remove()
     for axes, contest in zip(panels.flat, contests, strict=False):
         _linear_panel(axes, contest)
-    title = f"Linear layers, {TYPICAL:.0%} of the weights not zero: csengine gains from inactive inputs, others do not"
+    title = (
+        f"Linear layers with {TYPICAL:.0%} of the weights: time by active inputs (the others, dashed, at {TYPICAL:.0%})"
+    )
     figure.suptitle(title, weight="bold")
     save(figure, path)
 
@@ -221,18 +222,19 @@ def convolutions(report: Report, path: Path) -> None:
         own, rival = comparison.best_own(rows, False), comparison.fastest(comparison.peers_of(rows))
         if own and rival:
             gain = rival["median_seconds"] / own["median_seconds"]
-            axes.text(1.01, place, f"{gain:.1f}×", transform=axes.get_yaxis_transform(), va="center", weight="bold")
+            axes.text(1.01, place, f"{gain:.2g}×", transform=axes.get_yaxis_transform(), va="center", weight="bold")
     seen = {row["peer"] for contest in contests for row in contest["rows"]}
     handles = [mpl.lines.Line2D([], [], marker="o", linestyle="", color=COLOURS[p]) for p in NAMES if p in seen]
-    axes.legend(handles, [NAMES[p] for p in NAMES if p in seen], frameon=False, ncols=5, loc="lower left",
-                bbox_to_anchor=(0, 1.0), fontsize=9)  # fmt: skip
+    names = [NAMES[peer] for peer in NAMES if peer in seen]
+    axes.legend(handles, names, frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9)
     axes.set_yticks(range(len(contests)), [contest["name"] for contest in contests])
     axes.set_ylim(len(contests) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.set_xlabel(
         f"µs inside a network (log scale; {TYPICAL:.0%} of the weights, ReLU between, each runtime at its best)\n"
-        "right: csengine against the fastest of the others"
+        "right: how many times as fast csengine is as the fastest of the others"
     )
+    figure.suptitle("Convolutions of ResNet-50 and MobileNetV2", weight="bold")
     save(figure, path)
 
 
@@ -246,12 +248,12 @@ def products(points: Sequence[Row], path: Path) -> None:
         chosen = sorted((p for p in points if comparison.block_of(p) == block), key=lambda p: p["macs_needed"])
         times = [p["median_seconds"] * 1e6 for p in chosen]
         axes.scatter([p["macs_needed"] for p in chosen], times, color=shade, s=18, label=f"{block} blocks")
-        slope = times[-1] / chosen[-1]["macs_needed"]
-        ends = [chosen[0]["macs_needed"], chosen[-1]["macs_needed"]]
-        axes.plot(ends, [slope * end for end in ends], color=shade, linestyle=":", linewidth=1)
+    each = sorted(p["median_seconds"] * 1e6 / p["macs_needed"] for p in points)[len(points) // 2]
+    ends = [min(p["macs_needed"] for p in points), max(p["macs_needed"] for p in points)]
+    axes.plot(ends, [each * end for end in ends], color=GREY, linestyle="--", label="proportional", zorder=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("products of a non-zero weight and an active input (log scale; dotted: proportional)")
+    axes.set_xlabel("products of a non-zero weight and an active input (log scale)")
     axes.set_ylabel("µs (log scale)")
     axes.legend(frameon=False)
     titled(axes, f"Time against products that must be made, {points[0]['inputs']}→{points[0]['outputs']}")
@@ -291,6 +293,7 @@ def threads(points: Sequence[Row], path: Path) -> None:
     axes.text(most, -0.55, f"{most} threads: ideal", ha="center", va="bottom", fontsize=9, color="#555555")
     axes.set_yticks(range(len(chosen)), [p["what"] for p in chosen])
     axes.set_ylim(len(chosen) - 0.5, -0.5)
-    axes.set_xlim(0, most * 1.15)
+    axes.set_xlim(0, max(most, axes.dataLim.x1) * 1.15)
     axes.set_xlabel("times as fast as one thread")
+    figure.suptitle(f"What {most} threads gain", weight="bold")
     save(figure, path)

@@ -21,10 +21,10 @@ class Counter:
         return int(self.file.read_text())
 
 
-def counters(place: Path = POWERCAP) -> tuple[Counter, ...]:
+def counters() -> tuple[Counter, ...]:
     """Those that may be read; none where there are none."""
     found = []
-    for domain in sorted(place.glob("intel-rapl:*")):
+    for domain in sorted(POWERCAP.glob("intel-rapl:*")):
         try:
             if (domain / "name").read_text().startswith("package"):
                 counter = Counter(domain / "energy_uj", int((domain / "max_energy_range_uj").read_text()))

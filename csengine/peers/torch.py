@@ -15,6 +15,12 @@ from csengine.graph import KWTA, Add, AveragePool, Concat, Conv2d, Graph, Linear
 from csengine.peers import functions
 from csengine.peers.runtime import Loaded
 
+_INDUCTOR: dict[str, Any] = {
+    "max_autotune": True,
+    "freezing": True,
+    "cpp_wrapper": True,
+}  # with what compiled networks are fastest
+
 
 def load(model: Model, variant: str, batches: Sequence[NDArray[Any]], threads: int) -> Loaded:
     """See `csengine.peers.runtime`."""
@@ -30,7 +36,7 @@ def load(model: Model, variant: str, batches: Sequence[NDArray[Any]], threads: i
     source = inputs[0].clone()
     run: Callable[[Tensor], Tensor] = network
     if how == "compiled":
-        run = torch.compile(network, dynamic=False, options={"max_autotune": True, "freezing": True})
+        run = torch.compile(network, dynamic=False, options=_INDUCTOR)
     results: list[Tensor] = []
 
     def feed(number: int) -> None:
