@@ -8,6 +8,7 @@
 
 #include "arena.h"
 #include "kernels/kernel.h"
+#include "planner.h"
 #include "tensor.h"
 #include "threads.h"
 
@@ -27,6 +28,7 @@ struct ProgramStep {
     Mode mode;
     std::vector<int> inputs;  // tensors; empty for the step that reads the caller's array
     int output;
+    std::vector<Timing> measured;  // the kernels that were tried for a layer, the fastest first
 };
 
 class Program {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csengine.backends import KernelChoice, Mode, require_finite
+from csengine.backends import KernelChoice, KernelTiming, Mode, require_finite
 from csengine.errors import BackendUnavailableError
 from csengine.graph import (
     KWTA,
@@ -31,7 +32,8 @@ from csengine.graph import (
     TensorType,
 )
 from csengine.packing import PackedMatrix
-from csengine.plan import expected_activity
+from csengine.plan import expected_activity, layer_choices
+from csengine.plan_cache import PlanCache
 
 Array = NDArray[Any]
 
@@ -41,17 +43,45 @@ def tiers() -> dict[str, bool]:
     return dict(_require_native().tiers())
 
 
-def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None, measure: bool = True) -> CppProgram:
+def compile(
+    graph: Graph,
+    mode: Mode,
+    threads: int,
+    tier: str | None = None,
+    measure: bool = True,
+    kernels: Mapping[str, str] | None = None,
+    cache: Path | None = None,
+) -> CppProgram:
     """Compile for this machine.
 
     tier: None takes the best; an impossible one raises BackendUnavailableError. measure: for each layer take the
     fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode
-    where the layer has it; "auto" then chooses by a cost model, the same everywhere.
+    where the layer has it; "auto" then chooses by a cost model, the same everywhere. kernels: names of kernels by
+    layer, which are taken unasked; one that cannot run the layer raises ValueError. cache: a file of kernels found by
+    measuring before; what it does not know is measured and added.
     """
     available = [name for name, can_run in tiers().items() if can_run]
     if tier is not None and tier not in available:
         raise BackendUnavailableError(f"tier {tier!r} cannot run here; this machine runs {', '.join(available)}")
-    return CppProgram(graph, mode, threads, tier or available[-1], measure)
+    layers = [node.name for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
+    if unknown := sorted(set(kernels or ()) - set(layers)):
+        raise ValueError(f"kernels are given for {', '.join(unknown)}; the layers are {', '.join(layers)}")
+    tier = tier or available[-1]
+    if cache is None or not measure:
+        return CppProgram(graph, mode, threads, tier, measure, kernels or {})
+    plans = PlanCache(cache, _build(), tier, mode)
+    known = plans.find(graph)
+    program = CppProgram(graph, mode, threads, tier, measure, {**known, **(kernels or {})})
+    if missing := set(layers) - set(known) - set(kernels or ()):
+        found = layer_choices(graph, program.choices())
+        plans.add(graph, {layer: found[layer].kernel for layer in missing})
+    return program
+
+
+def _build() -> str:
+    """Changes whenever the native module does."""
+    facts = Path(_require_native().__file__).stat()
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 
 def _require_native() -> Any:
@@ -66,9 +96,11 @@ def _require_native() -> Any:
 class CppProgram:
     """See `csengine.backends.Program`. One native call per run, over a preallocated arena, without the GIL."""
 
-    def __init__(self, graph: Graph, mode: Mode, threads: int, tier: str, measure: bool) -> None:
+    def __init__(
+        self, graph: Graph, mode: Mode, threads: int, tier: str, measure: bool, kernels: Mapping[str, str]
+    ) -> None:
         self._graph, self._mode, self._tier = graph, mode, tier
-        self._native = _Lowering(graph, mode, tier, measure, fuse=True).build(threads)
+        self._native = _Lowering(graph, mode, tier, measure, kernels, fuse=True).build(threads)
         self._shape = graph.output_type.shape
 
     def run(self, x: Array) -> Array:
@@ -82,7 +114,7 @@ class CppProgram:
     def trace(self, x: Array) -> Mapping[str, Array]:
         """Every node's tensor, from a program without fusion."""
         require_finite(x)
-        lowering = _Lowering(self._graph, self._mode, self._tier, measure=False, fuse=False)
+        lowering = _Lowering(self._graph, self._mode, self._tier, measure=False, kernels={}, fuse=False)
         tensors = lowering.build(threads=1).trace(x)
         shapes = {name: kind.shape for name, kind in self._graph.types.items()}
         return {name: tensors[lowering.tensors[name]].reshape(len(x), *shape) for name, shape in shapes.items()}
@@ -94,20 +126,26 @@ class CppProgram:
 
     def choices(self) -> Mapping[str, KernelChoice]:
         """The kernel of every step, by the node whose tensor it makes."""
-        return {node: KernelChoice(kernel, tier, mode) for node, kernel, tier, mode in self._native.choices()}
+        return {
+            node: KernelChoice(kernel, tier, mode, tuple(KernelTiming(*timing) for timing in measured))
+            for node, kernel, tier, mode, measured in self._native.choices()
+        }
 
     def profile(self, x: Array) -> Mapping[str, float]:
         """Seconds per step."""
         require_finite(x)
-        nodes = [node for node, *_ in self._native.choices()]
+        nodes = [row[0] for row in self._native.choices()]
         return dict(zip(nodes, self._native.profile(x), strict=True))
 
 
 class _Lowering:
     """One walk over a graph that adds a native step per node, or per group of fused nodes."""
 
-    def __init__(self, graph: Graph, mode: Mode, tier: str, measure: bool, fuse: bool) -> None:
+    def __init__(
+        self, graph: Graph, mode: Mode, tier: str, measure: bool, kernels: Mapping[str, str], fuse: bool
+    ) -> None:
         self.graph = graph
+        self.kernels = kernels
         self.fuse = fuse
         self.builder = _require_native().Builder(tier, "" if mode == "auto" else mode, measure, not fuse)
         self.tensors: dict[str, int] = {}  # node -> native tensor
@@ -184,6 +222,7 @@ class _Lowering:
             node.bias,
             _pair(node.requantization),
             self.activity[node.inputs[0]],
+            self.kernels.get(node.name, ""),
         )
         return {pool.name} if pool else set()
 
