@@ -86,12 +86,20 @@ PackedWeight packed_weight(const Packed& packed) {
     return result;
 }
 
+constexpr int kMaxParts = 16;
+
 class Builder {
   public:
     // measure: take the fastest kernels that use no more sparsity than `mode`. Otherwise kernels of exactly that mode
-    // where a layer has it; "" lets the cost model choose the mode.
-    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep)
-        : tier_(tier_from_name(tier)), mode_(mode_from_name(mode)), measure_(measure), keep_(keep) {
+    // where a layer has it; "" lets the cost model choose the mode. split_above: seconds of a layer from which on
+    // threads share it.
+    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep, int threads, double split_above)
+        : tier_(tier_from_name(tier)),
+          mode_(mode_from_name(mode)),
+          measure_(measure),
+          keep_(keep),
+          threads_(threads),
+          split_above_(split_above) {
         require(is_available(tier_), "this machine cannot run that tier");
     }
 
@@ -137,7 +145,15 @@ class Builder {
             spec.bias = bias->data();
         }
         spec.requantization = requantization(scaling);
-        push(node, kernel.empty() ? choose(spec, activity) : named_layer(spec, tier_, kernel), {input}, output);
+        auto choice = kernel.empty() ? choose(spec, activity) : named_layer(spec, tier_, kernel);
+        std::unique_ptr<SplitStep> split;
+        if (threads_ > 1 && expected_seconds(spec, choice, activity) > split_above_) {
+            split = split_layer(spec, *choice.kernel, std::min(threads_, kMaxParts));
+        }
+        const SplitStep* parts = split.get();
+        if (split) choice.step = std::move(split);
+        push(node, std::move(choice), {input}, output);
+        steps_.back().split = parts;
     }
 
     void kwta(const std::string& node, int input, int output, int64_t k, bool global, const Array<float>& factor) {
@@ -172,9 +188,9 @@ class Builder {
 
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
 
-    std::unique_ptr<Program> build(int output, int threads) {
+    std::unique_ptr<Program> build(int output) {
         at(output);
-        return std::make_unique<Program>(std::move(tensors_), std::move(steps_), output, threads, keep_);
+        return std::make_unique<Program>(std::move(tensors_), std::move(steps_), output, threads_, keep_);
     }
 
   private:
@@ -196,12 +212,14 @@ class Builder {
     void push(const std::string& node, Choice<Spec> choice, std::vector<int> inputs, int output) {
         const Kernel<Spec>& kernel = *choice.kernel;
         steps_.push_back({node, std::move(choice.step), kernel.name, kernel.tier, kernel.mode, std::move(inputs),
-                          output, std::move(choice.measured)});
+                          output, nullptr, std::move(choice.measured)});
     }
 
     Tier tier_;
     Mode mode_;
     bool measure_, keep_;
+    int threads_;
+    double split_above_;
     std::vector<ProgramTensor> tensors_;
     std::vector<ProgramStep> steps_;
 };
@@ -341,7 +359,7 @@ PYBIND11_MODULE(_native, m) {
         .def("choices", &choices, "Node, kernel, tier, mode and the kernels tried of every step.");
 
     py::class_<Builder>(m, "Builder")
-        .def(py::init<const std::string&, const std::string&, bool, bool>())
+        .def(py::init<const std::string&, const std::string&, bool, bool, int, double>())
         .def("tensor", &Builder::tensor)
         .def("view", &Builder::view)
         .def("input", &Builder::input)

@@ -150,4 +150,10 @@ Mode cheapest_mode(const LayerSpec& spec, double activity) {
     return best;
 }
 
+double expected_seconds(const LayerSpec& spec, const Choice<LayerSpec>& choice, double activity) {
+    constexpr double kRate = 1e11;  // multiply-accumulates a second
+    if (!choice.measured.empty()) return choice.measured.front().seconds;
+    return cost(spec, choice.kernel->mode, activity) * spec.conv_height * spec.conv_width / kRate;
+}
+
 }  // namespace cs

@@ -48,4 +48,7 @@ Choice<LayerSpec> named_layer(const LayerSpec& spec, Tier tier, const std::strin
 // The cheapest mode by a cost model, the same on every machine.
 Mode cheapest_mode(const LayerSpec& spec, double activity);
 
+// Seconds for one sample, as measured, or else by the cost model.
+double expected_seconds(const LayerSpec& spec, const Choice<LayerSpec>& choice, double activity);
+
 }  // namespace cs

@@ -88,6 +88,38 @@ def check(nodes: tuple[Node, ...], x: NDArray[Any]) -> None:
             assert_agree(graph, got, expected[: len(got)], chosen)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.parametrize("block", [(1, 1), (1, 16), (4, 8), (4, 16)])
+def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
+    """Parts of a layer by rows of results or by kernels, each kernel, samples fewer than threads and more."""
+    rng = np.random.default_rng(threads)
+    layers: list[tuple[Conv2d | Linear, tuple[int, ...]]] = [
+        (conv((3, 3), 8, 40, padding=(1, 1, 1, 1)), (7, 9, 8)),
+        (conv((3, 2), 8, 40, stride=(2, 1), padding=(0, 0, 2, 1)), (9, 8, 8)),
+        (conv((5, 5), 1, 24), (15, 14, 1)),
+        (conv((1, 1), 64, 32), (5, 3, 64)),
+        (conv((3, 3), 1, 8, padding=(1, 1, 1, 1), groups=8), (10, 7, 8)),
+        (Linear(name="linear", inputs=("x",), weight=np.zeros((70, 150), np.int8)), (70,)),
+    ]
+    for layer, shape in layers:
+        weight = values(rng, layer.weight.shape, "int8", 1.0) * block_mask(rng, layer.weight.shape, block, 0.3)
+        q = requantization(rng, layer.kernels, 255 * 80 * np.sqrt(weight.shape[0]), "uint8")
+        is_packed = not isinstance(layer, Conv2d) or layer.groups == 1
+        source = Input(name="x", inputs=(), shape=shape, dtype="uint8", scale=1.0)
+        form = pack(weight, block=block) if is_packed else weight
+        graph = Graph((source, replace(layer, weight=form, requantization=q)))
+        x = values(rng, (threads + 1, *shape), "uint8", 0.5)
+        expected = reference.run(graph, x)
+        for kernel in LAYER_KERNELS:
+            with contextlib.suppress(ValueError):
+                options = {"measure": False, "kernels": {layer.name: kernel}, "split_above": 0.0}
+                program = cpp.compile(graph, "auto", threads, **options)  # type: ignore[arg-type]
+                for batch in (1, threads - 1, threads + 1):
+                    np.testing.assert_array_equal(program.run(x[:batch]), expected[:batch], err_msg=kernel)
+                _, guilty = program.audit(x, 0x81)
+                assert not guilty, kernel
+
+
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
     """The same values; after float32 sums, to 1e-5 of the layer's scale."""
     has_sums = any(isinstance(node, (Conv2d, Linear)) for node in graph.nodes)

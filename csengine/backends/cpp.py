@@ -37,6 +37,9 @@ from csengine.plan_cache import PlanCache
 
 Array = NDArray[Any]
 
+SPLIT_ABOVE = 60e-6
+"""Seconds of a layer from which on threads share it: waking one that sleeps takes about ten microseconds."""
+
 
 def tiers() -> dict[str, bool]:
     """Every tier of instruction sets, slowest first, and whether this machine can run it."""
@@ -51,6 +54,7 @@ def compile(
     measure: bool = True,
     kernels: Mapping[str, str] | None = None,
     cache: Path | None = None,
+    split_above: float = SPLIT_ABOVE,
 ) -> CppProgram:
     """Compile for this machine.
 
@@ -58,7 +62,8 @@ def compile(
     fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode
     where the layer has it; "auto" then chooses by a cost model, the same everywhere. kernels: names of kernels by
     layer, which are taken unasked; one that cannot run the layer raises ValueError. cache: a file of kernels found by
-    measuring before; what it does not know is measured and added.
+    measuring before; what it does not know is measured and added. split_above: seconds of a layer from which on threads
+    share it when there are fewer samples than threads.
     """
     available = [name for name, can_run in tiers().items() if can_run]
     if tier is not None and tier not in available:
@@ -68,10 +73,10 @@ def compile(
         raise ValueError(f"kernels are given for {', '.join(unknown)}; the layers are {', '.join(layers)}")
     tier = tier or available[-1]
     if cache is None or not measure:
-        return CppProgram(graph, mode, threads, tier, measure, kernels or {})
+        return CppProgram(graph, mode, threads, tier, measure, kernels or {}, split_above)
     plans = PlanCache(cache, _build(), tier, mode)
     known = plans.find(graph)
-    program = CppProgram(graph, mode, threads, tier, measure, {**known, **(kernels or {})})
+    program = CppProgram(graph, mode, threads, tier, measure, {**known, **(kernels or {})}, split_above)
     if missing := set(layers) - set(known) - set(kernels or ()):
         found = layer_choices(graph, program.choices())
         plans.add(graph, {layer: found[layer].kernel for layer in missing})
@@ -97,10 +102,18 @@ class CppProgram:
     """See `csengine.backends.Program`. One native call per run, over a preallocated arena, without the GIL."""
 
     def __init__(
-        self, graph: Graph, mode: Mode, threads: int, tier: str, measure: bool, kernels: Mapping[str, str]
+        self,
+        graph: Graph,
+        mode: Mode,
+        threads: int,
+        tier: str,
+        measure: bool,
+        kernels: Mapping[str, str],
+        split_above: float,
     ) -> None:
         self._graph, self._mode, self._tier = graph, mode, tier
-        self._native = _Lowering(graph, mode, tier, measure, kernels, fuse=True).build(threads)
+        builder = _require_native().Builder(tier, _native_mode(mode), measure, False, threads, split_above)
+        self._native = _Lowering(graph, builder, kernels).build()
         self._shape = graph.output_type.shape
 
     def run(self, x: Array) -> Array:
@@ -114,8 +127,9 @@ class CppProgram:
     def trace(self, x: Array) -> Mapping[str, Array]:
         """Every node's tensor, from a program without fusion."""
         require_finite(x)
-        lowering = _Lowering(self._graph, self._mode, self._tier, measure=False, kernels={}, fuse=False)
-        tensors = lowering.build(threads=1).trace(x)
+        builder = _require_native().Builder(self._tier, _native_mode(self._mode), False, True, 1, SPLIT_ABOVE)
+        lowering = _Lowering(self._graph, builder, {}, fuse=False)
+        tensors = lowering.build().trace(x)
         shapes = {name: kind.shape for name, kind in self._graph.types.items()}
         return {name: tensors[lowering.tensors[name]].reshape(len(x), *shape) for name, shape in shapes.items()}
 
@@ -138,20 +152,22 @@ class CppProgram:
         return dict(zip(nodes, self._native.profile(x), strict=True))
 
 
+def _native_mode(mode: Mode) -> str:
+    return "" if mode == "auto" else mode
+
+
 class _Lowering:
     """One walk over a graph that adds a native step per node, or per group of fused nodes."""
 
-    def __init__(
-        self, graph: Graph, mode: Mode, tier: str, measure: bool, kernels: Mapping[str, str], fuse: bool
-    ) -> None:
+    def __init__(self, graph: Graph, builder: Any, kernels: Mapping[str, str], fuse: bool = True) -> None:
         self.graph = graph
+        self.builder = builder
         self.kernels = kernels
         self.fuse = fuse
-        self.builder = _require_native().Builder(tier, "" if mode == "auto" else mode, measure, not fuse)
         self.tensors: dict[str, int] = {}  # node -> native tensor
         self.activity = expected_activity(graph)
 
-    def build(self, threads: int) -> Any:
+    def build(self) -> Any:
         fused: set[str] = set()
         for node in self.graph.nodes:
             if node.name in fused:
@@ -163,7 +179,7 @@ class _Lowering:
                 fused |= self._add_layer(node)
             else:
                 self._add(node, *(self.tensors[name] for name in node.inputs))
-        return self.builder.build(self.tensors[self.graph.output.name], threads)
+        return self.builder.build(self.tensors[self.graph.output.name])
 
     def _tensor(self, node: Node) -> int:
         kind = self.graph.types[node.name]
