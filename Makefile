@@ -65,14 +65,15 @@ fuzz: $(VENV)/.test
 
 # Every kernel of every tier that runs here, and mutants, under the address and undefined-behaviour sanitizers. Python
 # itself is not built with them, so their library comes first, and what Python never frees is no leak.
-SANITIZERS := -fsanitize=address,undefined
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
 sanitize: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
-	CFLAGS='$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer -g1' LDFLAGS='$(SANITIZERS)' \
+	CC='$(CC) $(SANITIZE)' CXX='$(CXX) $(SANITIZE)' \
 	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	PYTHONPATH=build/sanitize/lib LD_PRELOAD=$$($${CC:-gcc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	grep -q __asan_report_store build/sanitize/lib/csengine/_native*.so  # they are in it
+	PYTHONPATH=build/sanitize/lib LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
-	  $(BIN)/pytest -q -p no:cacheprovider tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
+	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

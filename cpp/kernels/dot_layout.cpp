@@ -59,7 +59,7 @@ AlignedVector<int32_t> padded_bias(const LayerSpec& s) {
 
 AlignedVector<float> padded_scale(const LayerSpec& s) {
     const Requantization& r = s.requantization;
-    AlignedVector<float> scale(r.empty() ? 0 : round_up(s.kernels, 16));
+    AlignedVector<float> scale(r.empty() ? 0 : round_up(s.kernels, 16) + 8);
     for (size_t o = 0; o < r.multiplier.size(); ++o) {
         scale[o] = std::ldexp(static_cast<float>(r.multiplier[o]), -r.shift[o]);
     }

@@ -31,7 +31,8 @@ DotBlocks dot_blocks(const LayerSpec& spec, int lanes, bool all);
 // may be read whole.
 AlignedVector<int32_t> padded_bias(const LayerSpec& spec);
 
-// M / 2**s of each kernel, padded likewise; empty without a requantization.
+// M / 2**s of each kernel, padded likewise and by eight more: vectors of 16 may begin at any eight. Empty without a
+// requantization.
 AlignedVector<float> padded_scale(const LayerSpec& spec);
 
 // Whether requantizing in float32, rounding down, is exact for every accumulator that the layer can reach: it is exact
