@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cp
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench bench-peers train-kws kws-study fuzz sanitize clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study fuzz sanitize clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -37,10 +37,13 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/report.py
 
-# The same functions in other runtimes, each in an environment of its own. Under 40 minutes once these are installed.
+# Other runtimes, each in an environment of its own, for `csengine bench --against`.
 # PEERS='onnxruntime openvino torch scipy deepsparse' adds DeepSparse, whose licence allows evaluation only.
 PEERS ?= onnxruntime openvino torch scipy
-bench-peers: $(VENV)/.bench $(PEERS:%=.venv-peers/%/.ready)
+peers: $(PEERS:%=.venv-peers/%/.ready)
+
+# The same functions in all of them; then the tables and pictures. Under 40 minutes once they are installed.
+bench-peers: $(VENV)/.bench peers
 	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
 	$(BIN)/python bench/report.py
 

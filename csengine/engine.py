@@ -91,12 +91,15 @@ class Engine:
         backend: Backend = "auto",
         threads: int | None = None,
         mode: Mode = "auto",
+        kernels: Mapping[str, str] | None = None,
+        plan_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         """Compile a model that is in memory; see `load`."""
         self.model = model
         self.threads = _resolve_threads(threads)
         self.mode = _resolve_mode(mode)
-        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads)
+        options = _cpp_options(kernels, plan_cache)
+        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads, options)
         graph = model.graph
         self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
         self._to_nchw = graph.layout == "NCHW" and len(graph.output_type.shape) == 3
@@ -109,6 +112,8 @@ class Engine:
         backend: Backend = "auto",
         threads: int | None = None,
         mode: Mode = "auto",
+        kernels: Mapping[str, str] | None = None,
+        plan_cache: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """Load a packed file and compile it.
 
@@ -119,10 +124,15 @@ class Engine:
         `CSENGINE_ISA` forces the instruction set of the C++ kernels. `CSENGINE_PLANNER=model` chooses without
         measuring, the same on every machine: layers take exactly the mode, "auto" the cheapest by a cost model.
 
+        kernels: the C++ kernels of some layers by name, instead of a choice (`plan()` lists what was tried).
+        plan_cache: a file that keeps what was measured, so that the next load need not; None takes
+        `CSENGINE_PLAN_CACHE`, or keeps nothing.
+
         Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
         here), ValueError (an argument out of range).
         """
-        return cls(container.load(path), backend=backend, threads=threads, mode=mode)
+        model = container.load(path)
+        return cls(model, backend=backend, threads=threads, mode=mode, kernels=kernels, plan_cache=plan_cache)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -250,26 +260,38 @@ def _resolve_planner() -> str:
     return planner
 
 
-def _compile(model: Model, backend: str, mode: Mode, threads: int) -> tuple[Backend, Program]:
+def _cpp_options(kernels: Mapping[str, str] | None, plan_cache: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What only the C++ backend takes, from arguments and environment."""
+    cache = plan_cache or os.environ.get("CSENGINE_PLAN_CACHE") or None
+    return {
+        "tier": os.environ.get("CSENGINE_ISA") or None,
+        "measure": _resolve_planner() == "measure",
+        "kernels": dict(kernels or {}),
+        "cache": None if cache is None else Path(cache),
+    }
+
+
+def _compile(
+    model: Model, backend: str, mode: Mode, threads: int, cpp_options: dict[str, Any]
+) -> tuple[Backend, Program]:
     """The program, and the backend that it is for; "auto" tries them in order and says why none works."""
     wanted = tuple(name for name in BACKENDS if name == backend)
     if backend == "auto":
-        wanted = ("cpp",) if os.environ.get("CSENGINE_ISA") else _AUTOMATIC
+        wanted = ("cpp",) if cpp_options["tier"] or cpp_options["kernels"] else _AUTOMATIC
     reasons = []
     for name in wanted:
         try:
-            return name, _compile_for(name, model, mode, threads)
+            return name, _compile_for(name, model, mode, threads, cpp_options)
         except BackendUnavailableError as error:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailableError("; ".join(reasons))
 
 
-def _compile_for(name: Backend, model: Model, mode: Mode, threads: int) -> Program:
+def _compile_for(name: Backend, model: Model, mode: Mode, threads: int, cpp_options: dict[str, Any]) -> Program:
     if name not in _MODULES:
         raise BackendUnavailableError("this version has no FPGA backend; use backend='cpp', 'numba' or 'reference'")
+    if name != "cpp" and cpp_options["kernels"]:
+        raise ValueError(f"kernels are given for backend {name!r}; only 'cpp' has several to choose from")
     module = importlib.import_module(_MODULES[name])
-    options: dict[str, Any] = {}
-    if name == "cpp":
-        options = {"tier": os.environ.get("CSENGINE_ISA") or None, "measure": _resolve_planner() == "measure"}
-    program: Program = module.compile(model.graph, mode, threads, **options)
+    program: Program = module.compile(model.graph, mode, threads, **(cpp_options if name == "cpp" else {}))
     return program

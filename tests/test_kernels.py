@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csengine import reference
+from csengine import _native, reference
 from csengine.backends import cpp
 from csengine.graph import (
     KWTA,
@@ -31,6 +33,9 @@ from csengine.packing import pack
 
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
 MODES = ("dense", "sparse-dense", "sparse-sparse")
+LAYER_KERNELS = [
+    name for operation, name, tier, _ in _native.kernel_table() if operation == "layer" and cpp.tiers()[tier]
+]
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, activity: float) -> NDArray[Any]:
@@ -56,20 +61,63 @@ def requantization(rng: np.random.Generator, kernels: int, typical: float, dtype
     return Requantization(multiplier, (16 - exponent).astype(np.uint8), dtype, 1.0)  # type: ignore[arg-type]
 
 
-def check(nodes: tuple[Node, ...], x: NDArray[Any]) -> None:
-    """Every tier and mode gives the reference's bits, over memory of any content, and keeps to its own."""
-    graph = Graph(nodes)
-    expected = reference.run(graph, x)
+def programs(graph: Graph) -> Iterator[cpp.CppProgram]:
+    """Every different program for a network: by tier and mode, then by every kernel that can run its layers."""
     done = []
     for tier, mode in itertools.product(TIERS, MODES):
         program = cpp.compile(graph, mode, 1, tier=tier, measure=False)  # type: ignore[arg-type]
-        if program.choices() in done:
-            continue
-        done.append(program.choices())
+        if program.choices() not in done:
+            done.append(program.choices())
+            yield program
+    ran = {choice.kernel for choices in done for choice in choices.values()}
+    layers = [node.name for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
+    for kernel, layer in itertools.product(sorted(set(LAYER_KERNELS) - ran), layers):
+        with contextlib.suppress(ValueError):  # it cannot run this layer
+            yield cpp.compile(graph, "auto", 1, measure=False, kernels={layer: kernel})
+
+
+def check(nodes: tuple[Node, ...], x: NDArray[Any]) -> None:
+    """Every tier, mode and kernel gives the reference's bits, over memory of any content, and keeps to its own."""
+    graph = Graph(nodes)
+    expected = reference.run(graph, x)
+    for program in programs(graph):
+        chosen = ", ".join(choice.kernel for choice in program.choices().values())
         for poison in (0x00, 0xFF, 0x81):
             got, guilty = program.audit(x, poison)
-            assert not guilty, (tier, mode)
-            assert_agree(graph, got, expected[: len(got)], f"{tier} {mode}")
+            assert not guilty, chosen
+            assert_agree(graph, got, expected[: len(got)], chosen)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.parametrize("block", [(1, 1), (1, 16), (4, 8), (4, 16)])
+def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
+    """Parts of a layer by rows of results or by kernels, each kernel, samples fewer than threads and more."""
+    rng = np.random.default_rng(threads)
+    layers: list[tuple[Conv2d | Linear, tuple[int, ...]]] = [
+        (conv((3, 3), 8, 40, padding=(1, 1, 1, 1)), (7, 9, 8)),
+        (conv((3, 2), 8, 40, stride=(2, 1), padding=(0, 0, 2, 1)), (9, 8, 8)),
+        (conv((5, 5), 1, 24), (15, 14, 1)),
+        (conv((1, 1), 64, 32), (5, 3, 64)),
+        (conv((3, 3), 1, 8, padding=(1, 1, 1, 1), groups=8), (10, 7, 8)),
+        (Linear(name="linear", inputs=("x",), weight=np.zeros((70, 150), np.int8)), (70,)),
+    ]
+    for layer, shape in layers:
+        weight = values(rng, layer.weight.shape, "int8", 1.0) * block_mask(rng, layer.weight.shape, block, 0.3)
+        q = requantization(rng, layer.kernels, 255 * 80 * np.sqrt(weight.shape[0]), "uint8")
+        is_packed = not isinstance(layer, Conv2d) or layer.groups == 1
+        source = Input(name="x", inputs=(), shape=shape, dtype="uint8", scale=1.0)
+        form = pack(weight, block=block) if is_packed else weight
+        graph = Graph((source, replace(layer, weight=form, requantization=q)))
+        x = values(rng, (threads + 1, *shape), "uint8", 0.5)
+        expected = reference.run(graph, x)
+        for kernel in LAYER_KERNELS:
+            with contextlib.suppress(ValueError):
+                options = {"measure": False, "kernels": {layer.name: kernel}, "split_above": 0.0}
+                program = cpp.compile(graph, "auto", threads, **options)  # type: ignore[arg-type]
+                for batch in (1, threads - 1, threads + 1):
+                    np.testing.assert_array_equal(program.run(x[:batch]), expected[:batch], err_msg=kernel)
+                _, guilty = program.audit(x, 0x81)
+                assert not guilty, kernel
 
 
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:

@@ -1,4 +1,5 @@
-// The avx512vnni tier: AVX-512 F, DQ, CD, BW, VL with VBMI, VBMI2, VNNI, BITALG and VPOPCNTDQ (Ice Lake and later).
+// The avx512vnni tier: AVX-512 F, DQ, CD, BW, VL with VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ and GFNI (Ice Lake and
+// later).
 #pragma once
 
 #include <memory>

@@ -86,6 +86,46 @@ CS_AVX512VNNI void multiply_route_sum(const Rows& m, const uint8_t* x, const int
     }
 }
 
+constexpr int kNarrow = 4;  // blocks of 16 kernels, at most, whose sums stay in registers
+
+// The same for a dense matrix of few kernels: sums stay in registers, several of each, because one alone would be a
+// chain of latencies.
+template <int BLOCKS>
+CS_AVX512VNNI void multiply_sum_narrow(const Rows& m, const uint8_t* x, int32_t* sums) {
+    constexpr int kChains = 8 / BLOCKS;
+    __m512i sum_s32x16[kChains][BLOCKS] = {};
+    const int8_t* weight = m.weight;
+    int row = 0;
+    const auto add_row = [&](int chain) CS_AVX512VNNI {
+        int32_t quad;
+        std::memcpy(&quad, x + int64_t{row++} * 4, sizeof quad);
+        for (int b = 0; b < BLOCKS; ++b, weight += 64) {
+            sum_s32x16[chain][b] = _mm512_dpbusd_epi32(sum_s32x16[chain][b], _mm512_set1_epi32(quad),  //
+                                                       _mm512_load_si512(weight));
+        }
+    };
+    while (row + kChains <= m.count) {
+        for (int chain = 0; chain < kChains; ++chain) add_row(chain);
+    }
+    while (row < m.count) add_row(0);
+    for (int b = 0; b < BLOCKS; ++b) {
+        __m512i total_s32x16 = _mm512_load_si512(sums + 16 * b);
+        for (int chain = 0; chain < kChains; ++chain) {
+            total_s32x16 = _mm512_add_epi32(total_s32x16, sum_s32x16[chain][b]);
+        }
+        _mm512_store_si512(sums + 16 * b, total_s32x16);
+    }
+}
+
+using MultiplySum = void (*)(const Rows&, const uint8_t*, int32_t*);
+
+// Null for a matrix that is not dense or not narrow.
+MultiplySum narrow_of(const Rows& m, bool is_dense) {
+    static constexpr MultiplySum table[kNarrow] = {multiply_sum_narrow<1>, multiply_sum_narrow<2>,
+                                                   multiply_sum_narrow<3>, multiply_sum_narrow<4>};
+    return is_dense && m.inputs == 4 && m.blocks <= kNarrow ? table[m.blocks - 1] : nullptr;
+}
+
 CS_AVX512VNNI void write_out(const int32_t* sums, int kernels, const float* scale, DType dtype, std::byte* out) {
     for (int o = 0; o < kernels; o += 16) {
         const auto mask = static_cast<__mmask16>(kernels - o < 16 ? (1u << (kernels - o)) - 1 : 0xffff);
@@ -106,13 +146,15 @@ CS_AVX512VNNI void shift_to_unsigned(const std::byte* x, int64_t size, uint8_t* 
 class Linear final : public Step {
   public:
     // entries: [row block] of [entry] of first kernel, or -1 for nobody.
-    Linear(const LayerSpec& spec, bool select, int inputs, int row_blocks, int entries)
+    // select: read only the rows of active inputs. is_dense: entry t of every row is the t-th block of 16 kernels.
+    Linear(const LayerSpec& spec, bool select, bool is_dense, int inputs, int row_blocks, int entries)
         : input_(spec.input),
           output_(spec.output),
           select_(select),
           kernels_(spec.kernels),
           padded_(static_cast<int>(round_up(spec.kernels, 16))),
           rows_{inputs, entries, padded_ / 16, row_blocks, nullptr, nullptr},
+          narrow_(narrow_of(rows_, is_dense && !select)),
           weight_(int64_t{row_blocks} * entries * 16 * inputs),
           target_(int64_t{row_blocks} * entries, padded_),
           bias_(padded_bias(spec)),
@@ -149,7 +191,9 @@ class Linear final : public Step {
             std::memcpy(sums, bias_.data(), sizeof(int32_t) * padded_);
             const int count = select_ ? select(x, active) : rows_.count;
             const int32_t* listed = select_ ? active : nullptr;
-            if (rows_.inputs == 4) {
+            if (narrow_) {
+                narrow_(rows_, x, sums);
+            } else if (rows_.inputs == 4) {
                 multiply_route_sum<4>(rows_, x, listed, count, sums);
             } else {
                 multiply_route_sum<1>(rows_, x, listed, count, sums);
@@ -171,6 +215,7 @@ class Linear final : public Step {
     bool select_;
     int kernels_, padded_;
     Rows rows_;
+    MultiplySum narrow_;
     AlignedVector<int8_t> weight_;
     std::vector<int32_t> target_;
     AlignedVector<int32_t> bias_;
@@ -189,7 +234,7 @@ std::vector<int32_t> row_sums(const LayerSpec& s) {
 std::unique_ptr<Step> make_dense(const LayerSpec& s, bool select) {
     if (!fits(s) || (select && s.input.dtype == DType::s8)) return nullptr;
     const DotBlocks blocks = dot_blocks(s, 16, true);
-    auto step = std::make_unique<Linear>(s, select, 4, blocks.quads, blocks.blocks);
+    auto step = std::make_unique<Linear>(s, select, true, 4, blocks.quads, blocks.blocks);
     for (int block = 0; block < blocks.blocks; ++block) {
         for (int quad = 0; quad < blocks.quads; ++quad) {
             const int8_t* from = blocks.weight.data() + (int64_t{block} * blocks.quads + quad) * 64;
@@ -205,7 +250,7 @@ std::unique_ptr<Step> make_packed(const LayerSpec& s, bool select) {
     const PackedWeight& p = *s.packed;
     if ((p.u != 1 && p.u != 4) || p.v % 16) return nullptr;
     const int parts = p.v / 16;  // blocks of 16 kernels in a block of V
-    auto step = std::make_unique<Linear>(s, select, p.u, p.row_blocks, p.sets * parts);
+    auto step = std::make_unique<Linear>(s, select, false, p.u, p.row_blocks, p.sets * parts);
     const auto* weight = static_cast<const int8_t*>(p.weights);
     for (int row = 0; row < p.row_blocks; ++row) {
         for (int t = 0; t < p.sets; ++t) {

@@ -64,7 +64,7 @@ const std::vector<Kernel<KwtaSpec>>& kernels() {
         {"kwta", Tier::scalar, Mode::none, scalar::kwta},
         CS_X86({"kwta_lanes8", Tier::avx2, Mode::none, avx2::kwta},
                {"kwta_lanes16", Tier::avx512, Mode::none, avx512::kwta},
-               {"kwta_bisect", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
+               {"kwta_bits", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
     return table;
 }
 
