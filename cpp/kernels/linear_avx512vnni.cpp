@@ -1,10 +1,10 @@
 // Linear layers with int8 weights, avx512vnni tier: dense, sparse-dense, and sparse-sparse.
 //
-// Why it is fast: the weights of a row block lie together, [T][16 kernels][4 inputs], so that an active quad of inputs
-// costs one straight read. Per 16 kernels that is one VPDPBUSD between a load and a store of their sums: route by
-// address, because the kernel block of an entry is where its sums lie. Inputs are selected 16 quads at a time, by a
-// test for zero and a compressing store. The bound is one store a cycle, or the bytes of the weights where they exceed
-// the second-level cache.
+// Why it is fast: a row block lies together, where its entries go and then their weights [T][16 kernels][4 inputs], so
+// that an active quad of inputs costs one straight read, asked for a few rows ahead. Per 16 kernels that is one
+// VPDPBUSD between a load and a store of their sums: route by address, because the kernel block of an entry is where
+// its sums lie. Inputs are selected 16 quads at a time, by a test for zero and a compressing store. The bound is one
+// store a cycle, or the bytes of the weights where they exceed the second-level cache.
 //
 // The rows of a packed matrix need U = 1 or 4 and V a multiple of 16. With U = 1 the four bytes of a lane are the
 // weight of one input and zeros, made by a widening load, and a quad is one input.
@@ -22,14 +22,23 @@ namespace {
 
 constexpr int kPrefetch = 4;  // row blocks ahead
 
-// A matrix by rows: for every row block, `entries` blocks of 16 kernels.
+// A matrix by rows: for every row block, `entries` blocks of 16 kernels. What an active input reads lies together: the
+// block of 16 sums to which each entry goes [entries] uint16 (entries of nobody go to a spare one), padding, and the
+// weights [entries, 16, inputs]. A dense matrix has no such list: entry t is the t-th block.
 struct Rows {
-    int inputs;             // of a row block: 4 or 1
-    int entries;            // per row block
-    int blocks;             // of 16 kernels
-    int count;              // row blocks
-    const int8_t* weight;   // [count, entries, 16, inputs]
-    const int32_t* target;  // [count, entries]: first of 16 sums; entries of nobody go to a spare block
+    int inputs;   // of a row block: 4 or 1
+    int entries;  // per row block
+    int blocks;   // of 16 kernels
+    int count;    // row blocks
+    bool is_dense;
+    const int8_t* data;
+
+    int64_t weights_offset() const {
+        return is_dense ? 0 : static_cast<int64_t>(round_up(sizeof(uint16_t) * entries, 16 * inputs));
+    }
+    int64_t row_bytes() const {
+        return static_cast<int64_t>(round_up(weights_offset() + int64_t{entries} * 16 * inputs, kAlignment));
+    }
 };
 
 // Indices of the row blocks that hold an active input; their number. x has slack to be read past its end.
@@ -58,29 +67,37 @@ CS_AVX512VNNI int select_inputs(const uint8_t* x, int count, int32_t* active) {
     return found;
 }
 
+CS_AVX512VNNI inline void prefetch(const int8_t* from) {
+    _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+}
+
 // sums[target] += x * weights, for the row blocks listed, or for all.
-template <int kInputs>
+template <int kInputs, bool kDense>
 CS_AVX512VNNI void multiply_route_sum(const Rows& m, const uint8_t* x, const int32_t* active, int count,
                                       int32_t* sums) {
-    const int64_t row_bytes = int64_t{m.entries} * 16 * kInputs;
+    const int64_t row_bytes = m.row_bytes(), weights_offset = m.weights_offset();
     for (int n = 0; n < count; ++n) {
         const int row = active ? active[n] : n;
-        const int8_t* weight = m.weight + row * row_bytes;
-        const int32_t* target = m.target + int64_t{row} * m.entries;
+        const int8_t* target = m.data + row * row_bytes;
+        const int8_t* weight = target + weights_offset;
         const int ahead = n + kPrefetch < count ? (active ? active[n + kPrefetch] : n + kPrefetch) : row;
-        const int8_t* next = m.weight + ahead * row_bytes;
+        const int8_t* next = m.data + ahead * row_bytes;
+        for (int64_t line = 0; line < weights_offset; line += 64) prefetch(next + line);
+        next += weights_offset;
         int32_t quad = 0;
         std::memcpy(&quad, x + int64_t{row} * kInputs, kInputs);
         const __m512i input_u8x64 = _mm512_set1_epi32(quad);
         for (int t = 0; t < m.entries; ++t, weight += 16 * kInputs, next += 16 * kInputs) {
-            _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+            prefetch(next);
             __m512i weight_s8x64;
             if constexpr (kInputs == 4) {
                 weight_s8x64 = _mm512_loadu_si512(weight);
             } else {
                 weight_s8x64 = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight)));
             }
-            int32_t* to = sums + target[t];
+            auto block = static_cast<uint16_t>(t);
+            if constexpr (!kDense) std::memcpy(&block, target + sizeof block * t, sizeof block);
+            int32_t* to = sums + 16 * block;
             _mm512_store_si512(to, _mm512_dpbusd_epi32(_mm512_load_si512(to), input_u8x64, weight_s8x64));
         }
     }
@@ -94,7 +111,7 @@ template <int BLOCKS>
 CS_AVX512VNNI void multiply_sum_narrow(const Rows& m, const uint8_t* x, int32_t* sums) {
     constexpr int kChains = 8 / BLOCKS;
     __m512i sum_s32x16[kChains][BLOCKS] = {};
-    const int8_t* weight = m.weight;
+    const int8_t* weight = m.data;
     int row = 0;
     const auto add_row = [&](int chain) CS_AVX512VNNI {
         int32_t quad;
@@ -120,10 +137,10 @@ CS_AVX512VNNI void multiply_sum_narrow(const Rows& m, const uint8_t* x, int32_t*
 using MultiplySum = void (*)(const Rows&, const uint8_t*, int32_t*);
 
 // Null for a matrix that is not dense or not narrow.
-MultiplySum narrow_of(const Rows& m, bool is_dense) {
+MultiplySum narrow_of(const Rows& m) {
     static constexpr MultiplySum table[kNarrow] = {multiply_sum_narrow<1>, multiply_sum_narrow<2>,
                                                    multiply_sum_narrow<3>, multiply_sum_narrow<4>};
-    return is_dense && m.inputs == 4 && m.blocks <= kNarrow ? table[m.blocks - 1] : nullptr;
+    return m.is_dense && m.inputs == 4 && m.blocks <= kNarrow ? table[m.blocks - 1] : nullptr;
 }
 
 CS_AVX512VNNI void write_out(const int32_t* sums, int kernels, const float* scale, DType dtype, std::byte* out) {
@@ -153,21 +170,21 @@ class Linear final : public Step {
           select_(select),
           kernels_(spec.kernels),
           padded_(static_cast<int>(round_up(spec.kernels, 16))),
-          rows_{inputs, entries, padded_ / 16, row_blocks, nullptr, nullptr},
-          narrow_(narrow_of(rows_, is_dense && !select)),
-          weight_(int64_t{row_blocks} * entries * 16 * inputs),
-          target_(int64_t{row_blocks} * entries, padded_),
+          rows_{inputs, entries, padded_ / 16, row_blocks, is_dense, nullptr},
+          narrow_(select ? nullptr : narrow_of(rows_)),
+          data_(row_blocks * rows_.row_bytes()),
           bias_(padded_bias(spec)),
           scale_(padded_scale(spec)) {
-        rows_.weight = weight_.data();
-        rows_.target = target_.data();
+        rows_.data = data_.data();
+        for (int row = 0; row < row_blocks; ++row) {
+            for (int entry = 0; entry < entries; ++entry) set_target(row, entry, rows_.blocks);
+        }
     }
 
     // Where the weights [16, inputs] of an entry go, and the first of the 16 kernels that they belong to.
     int8_t* place(int row, int entry, int first_kernel) {
-        const int64_t index = int64_t{row} * rows_.entries + entry;
-        target_[index] = first_kernel;
-        return weight_.data() + index * 16 * rows_.inputs;
+        set_target(row, entry, first_kernel / 16);
+        return data_.data() + row * rows_.row_bytes() + rows_.weights_offset() + int64_t{entry} * 16 * rows_.inputs;
     }
 
     // With int8 inputs shifted by 128, every kernel's sum is off by 128 times the sum of its weights.
@@ -193,10 +210,12 @@ class Linear final : public Step {
             const int32_t* listed = select_ ? active : nullptr;
             if (narrow_) {
                 narrow_(rows_, x, sums);
+            } else if (rows_.is_dense) {
+                multiply_route_sum<4, true>(rows_, x, listed, count, sums);
             } else if (rows_.inputs == 4) {
-                multiply_route_sum<4>(rows_, x, listed, count, sums);
+                multiply_route_sum<4, false>(rows_, x, listed, count, sums);
             } else {
-                multiply_route_sum<1>(rows_, x, listed, count, sums);
+                multiply_route_sum<1, false>(rows_, x, listed, count, sums);
             }
             const float* scale = scale_.empty() ? nullptr : scale_.data();
             write_out(sums, kernels_, scale, output_.dtype, sample<std::byte>(call.output, output_, n));
@@ -204,6 +223,12 @@ class Linear final : public Step {
     }
 
   private:
+    void set_target(int row, int entry, int block) {
+        if (rows_.is_dense) return;
+        const auto narrow = static_cast<uint16_t>(block);
+        std::memcpy(data_.data() + row * rows_.row_bytes() + sizeof narrow * entry, &narrow, sizeof narrow);
+    }
+
     int select(const uint8_t* x, int32_t* active) const {
         return rows_.inputs == 4 ? select_quads(x, rows_.count, active) : select_inputs(x, rows_.count, active);
     }
@@ -216,13 +241,15 @@ class Linear final : public Step {
     int kernels_, padded_;
     Rows rows_;
     MultiplySum narrow_;
-    AlignedVector<int8_t> weight_;
-    std::vector<int32_t> target_;
+    AlignedVector<int8_t> data_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
 };
 
-bool fits(const LayerSpec& s) { return is_linear(s) && s.input.dtype != DType::f32 && requantizes_exactly(s); }
+bool fits(const LayerSpec& s) {
+    constexpr int kMaxKernels = 16 * 0xffff;  // their blocks are numbered by 16 bits
+    return is_linear(s) && s.input.dtype != DType::f32 && s.kernels <= kMaxKernels && requantizes_exactly(s);
+}
 
 std::vector<int32_t> row_sums(const LayerSpec& s) {
     std::vector<int32_t> sums(s.kernels);
