@@ -63,17 +63,23 @@ kws-study: $(VENV)/.test
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
 
-# Every kernel of every tier that runs here, and mutants, under the address and undefined-behaviour sanitizers. Python
-# itself is not built with them, so their library comes first, and what Python never frees is no leak.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
-sanitize: $(VENV)/.test
+# The kernels of every tier that runs here, and mutants, under the address sanitizer; what threads share, under the
+# thread sanitizer; undefined behaviour under both. Python itself is not built with them, so their library comes first,
+# and what Python never frees is no leak. About ten minutes.
+SANITIZE := -fsanitize=undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -fsanitize=
+SANITIZED_address := tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
+SANITIZED_thread := tests/test_kernels.py tests/test_engine.py -k 'threads_share'
+sanitize: sanitize-address sanitize-thread
+sanitize-address: RUNTIME := libasan.so
+sanitize-thread: RUNTIME := libtsan.so
+sanitize-%: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
-	CC='$(CC) $(SANITIZE)' CXX='$(CXX) $(SANITIZE)' \
-	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	grep -q __asan_report_store build/sanitize/lib/csengine/_native*.so  # they are in it
-	PYTHONPATH=build/sanitize/lib LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	CC='$(CC) $(SANITIZE)$*' CXX='$(CXX) $(SANITIZE)$*' \
+	  $(BIN)/python setup.py -q build --build-base build/sanitize-$* --build-lib build/sanitize-$*/lib
+	grep -q $(RUNTIME) build/sanitize-$*/lib/csengine/_native*.so  # it is made with it
+	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD=$$($(CC) -print-file-name=$(RUNTIME)) ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
-	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
+	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
