@@ -121,7 +121,7 @@ class CppProgram:
         y = self._native.run(x)
         if y is None:
             require_finite(x)
-        result: Array = y.reshape(len(x), *self._shape)
+        result: Array = y if len(self._shape) == 1 else y.reshape(len(x), *self._shape)
         return result
 
     def trace(self, x: Array) -> Mapping[str, Array]:
