@@ -21,6 +21,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -38,7 +39,7 @@ from csengine.graph import (
 from csengine.packing import PackedMatrix
 
 Array = NDArray[Any]
-_PASSING = (Relu, MaxPool, KWTA, Reshape)  # operations whose result has the scale of their input
+_PASSING = (Relu, Clip, MaxPool, KWTA, Reshape)  # operations whose result has the scale of their input
 _BATCH = 64  # calibration samples traced at a time
 _BINS = 4096  # of a calibration histogram
 _LARGEST = {"uint8": 255, "int8": 127}
@@ -216,6 +217,20 @@ def quantize_weights(
     return quantized, None if layer.bias is None else np.rint(bias / unit).astype(np.int32), unit
 
 
+def _starts_at_zero(node: Node) -> bool:
+    return isinstance(node, Clip) and node.minimum == 0
+
+
+def _clip(node: Clip, inputs: tuple[str, ...], scale: float, dtype: str) -> Clip:
+    """The clip of integers of this scale."""
+    limits = np.iinfo(dtype)
+    low, high = (
+        None if bound is None else float(np.clip(np.rint(bound / scale), limits.min, limits.max))
+        for bound in (node.minimum, node.maximum)
+    )
+    return replace(node, inputs=inputs, minimum=low, maximum=high)
+
+
 # --- the rewrite -----------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +272,8 @@ class _Quantizer:
             raise QuantizationError(f"{node.name}: reads a softmax, which has no integer form; expected it to be last")
         if isinstance(node, _PASSING):
             self.scale_of[node.name], self.unsigned[node.name] = self.scale_of[inputs[0]], self.unsigned[inputs[0]]
+            if isinstance(node, Clip):
+                return [_clip(node, inputs, self.scale_of[node.name], "uint8" if self.unsigned[node.name] else "int8")]
             return [replace(node, inputs=inputs)]
         if isinstance(node, (Conv2d, Linear)) and self._leaves_accumulators(node):
             return self._convert_last(node, inputs)
@@ -284,7 +301,8 @@ class _Quantizer:
     def _result_type(self, node: Node, inputs: Sequence[str]) -> tuple[Literal["uint8", "int8"], float]:
         """Type and scale of a requantized result; a ReLU that follows becomes the clamp of an unsigned one."""
         chain = self._chain(node)
-        relus = {item.name for item in chain if isinstance(item, Relu)}
+        # Calibration never saw more than a clip lets through, so saturation stands for its upper end.
+        relus = {item.name for item in chain if isinstance(item, Relu) or _starts_at_zero(item)}
         self.dropped |= relus
         lowest, largest = self.ranges[chain[-1].name]
         if isinstance(node, Input):
@@ -304,7 +322,8 @@ class _Quantizer:
             multiplier = np.minimum(np.rint(ratio * 2.0 ** shift.astype(np.float64)), 2**16 - 1).astype(np.uint16)
             return Requantization(multiplier, shift, dtype, scale)
         if isinstance(node, AveragePool):
-            ratio = ratio / (node.kernel[0] * node.kernel[1])
+            area = node.kernel[0] * node.kernel[1]
+            ratio = ratio / (area if node.count_padding else np.arange(1, area + 1))
         return Requantization(*_nearest(ratio), dtype, scale)
 
     def _leaves_accumulators(self, node: Node) -> bool:
