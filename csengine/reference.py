@@ -210,7 +210,8 @@ def relu(node: Relu, x: Array) -> Array:
 
 def clip(node: Clip, x: Array) -> Array:
     """`min(max(x, minimum), maximum)`."""
-    return np.clip(x, *(None if bound is None else x.dtype.type(bound) for bound in (node.minimum, node.maximum)))
+    low, high = (None if bound is None else x.dtype.type(bound) for bound in (node.minimum, node.maximum))
+    return np.asarray(np.clip(x, low, high))
 
 
 def kwta(node: KWTA, x: Array) -> Array:

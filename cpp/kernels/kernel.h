@@ -105,8 +105,9 @@ struct PoolSpec {
     Tensor input, output;
     Window window;
     bool average;
-    bool count_padding;             // whether a mean divides by the whole window, or by what lies on the image
-    Requantization requantization;  // of an integer average: one pair, or one for every number of elements it divides by
+    bool count_padding;  // whether a mean divides by the whole window, or by what lies on the image
+    Requantization
+        requantization;  // of an integer average: one pair, or one for every number of elements it divides by
 };
 
 struct AddSpec {

@@ -62,7 +62,8 @@ class Pool final : public Step {
             } else if constexpr (std::is_floating_point_v<X>) {
                 out[c] = static_cast<Out>(acc[c] / area);
             } else {
-                out[c] = requantize<Out>(acc[c], spec_.requantization.multiplier[pair], spec_.requantization.shift[pair]);
+                out[c] =
+                    requantize<Out>(acc[c], spec_.requantization.multiplier[pair], spec_.requantization.shift[pair]);
             }
         }
     }

@@ -212,7 +212,7 @@ class _Importer:
 
     def add(self, name: str, inputs: list[Any], attributes: dict[str, Any]) -> _Result:
         first = next(i for i, x in enumerate(inputs) if isinstance(x, Value))
-        total = inputs[first]
+        total: Value = inputs[first]
         for x in inputs[:first] + inputs[first + 1 :]:
             if isinstance(x, Value):
                 total = self.builder.add(name, total, x)
@@ -311,15 +311,17 @@ def _type_of(array: Any) -> int:
 
 
 def _tensor(inputs: list[Any], i: int) -> Value:
-    if i >= len(inputs) or not isinstance(inputs[i], Value):
+    value = inputs[i] if i < len(inputs) else None
+    if not isinstance(value, Value):
         raise UnsupportedError(f"has a constant as operand {i}; expected an activation")
-    return inputs[i]
+    return value
 
 
 def _constant(inputs: list[Any], i: int) -> Array:
-    if i >= len(inputs) or not isinstance(inputs[i], np.ndarray):
+    value = inputs[i] if i < len(inputs) else None
+    if not isinstance(value, np.ndarray):
         raise UnsupportedError(f"computes operand {i} at run time; only constants are supported")
-    return inputs[i]
+    return value
 
 
 def _optional(inputs: list[Any], i: int) -> Array | None:
