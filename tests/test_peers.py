@@ -189,7 +189,7 @@ def test_the_real_function_is_near_the_integers(winners: bool) -> None:
     model = network(winners)
     x = batch(model, 5)
     exact, real = (functions.expected(model.graph, x, exact=exact) for exact in (True, False))
-    assert functions.relative_error(real, exact) < (0.2 if winners else 0.03)
+    assert functions.relative_error(real, exact) < (0.2 if winners else 0.05)
     assert not any(kind.is_integer for kind in functions.real(model.graph).types.values())
     assert functions.has_winners(model.graph) == winners
 
