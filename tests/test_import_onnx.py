@@ -15,7 +15,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from csengine import ModelFormatError, UnsupportedModelError, reference  # noqa: E402
 from csengine.cli import main  # noqa: E402
-from csengine.importers.onnx import from_model, load  # noqa: E402
+from csengine.convert import convert  # noqa: E402
+from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, MaxPool, Relu, Reshape  # noqa: E402
+from csengine.importers.onnx import load, read  # noqa: E402
+from csengine.peers import functions, onnx_form  # noqa: E402
+from csengine.quantization import quantize  # noqa: E402
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 RNG = np.random.default_rng(0)
@@ -38,7 +42,7 @@ def model_of(nodes: list[Any], constants: dict[str, Any], shape: tuple[int, ...]
 
 
 def assert_same(model: Any) -> None:
-    graph = from_model(model)
+    graph = read(model).graph
     source = model.graph.input[0] if len(model.graph.input) == 1 else None
     shape = [d.dim_value for d in source.type.tensor_type.shape.dim] if source else [1, 3, 224, 224]
     x = RNG.standard_normal(shape).astype(np.float32)
@@ -129,7 +133,7 @@ def test_a_whole_network(name: str) -> None:
 def test_everything_unsupported_is_listed() -> None:
     nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=3)]
     with pytest.raises(UnsupportedModelError) as error:
-        from_model(model_of([*nodes, node("Mul", "a", "b")], {}))
+        read(model_of([*nodes, node("Mul", "a", "b")], {}))
     assert "gate (Sigmoid)" in str(error.value)
     assert "b (LRN)" in str(error.value)
 
@@ -148,7 +152,7 @@ def test_everything_unsupported_is_listed() -> None:
 )
 def test_what_cannot_be_imported_says_why(made: Any, constants: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
-        from_model(model_of([made], constants))
+        read(model_of([made], constants))
 
 
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
@@ -169,3 +173,201 @@ def test_convert_writes_a_file_that_runs(tmp_path: Path, capsys: pytest.CaptureF
     assert "0.000%" in capsys.readouterr().out
     assert main(["convert", str(source), "-o", str(tmp_path / "i.safetensors"), "--calibrate", str(samples)]) == 0
     assert main(["run", str(tmp_path / "i.safetensors"), str(samples), "--json"]) == 0
+
+
+# --- more operations -------------------------------------------------------------------------------------------------
+
+IMAGE_PADS = np.int64([0, 0, 1, 0, 0, 0, 2, 1])
+CHAINS = {
+    "pad_conv": [helper.make_node("Pad", ["x", "pads"], ["p"]), node("Conv", "p", "w", pads=[1, 1, 1, 1])],
+    "pad_max_pool": [helper.make_node("Pad", ["x", "pads"], ["p"]), node("MaxPool", "p", kernel_shape=[3, 3])],
+    "pad_relu_max_pool": [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Pad", ["r", "pads"], ["p"]),
+        node("MaxPool", "p", kernel_shape=[3, 3], strides=[2, 2]),
+    ],
+    "pad_low_max_pool": [
+        helper.make_node("Pad", ["x", "pads", "low"], ["p"]),
+        node("MaxPool", "p", kernel_shape=[3, 3]),
+    ],
+    "pad_average_pool": [
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        node("AveragePool", "p", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    ],
+    "pad_average_pool_joined": [
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        node("AveragePool", "p", kernel_shape=[3, 3]),
+    ],
+    "pad_twice_read": [
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        helper.make_node("Relu", ["p"], ["r"]),
+        node("Add", "p", "r"),
+    ],
+    "pad_result": [node("Pad", "x", "pads")],
+    "subtract": [node("Sub", "x", "c")],
+    "subtract_from": [node("Sub", "c", "x")],
+    "subtract_activations": [helper.make_node("Relu", ["x"], ["r"]), node("Sub", "x", "r")],
+    "divide": [node("Div", "x", "c")],
+    "negate": [node("Neg", "x")],
+    "mean": [node("ReduceMean", "x", axes=[2, 3])],
+    "mean_flat": [node("ReduceMean", "x", axes=[-1, -2], keepdims=0)],
+    "global_max": [node("GlobalMaxPool", "x")],
+    "squeeze": [
+        helper.make_node("GlobalAveragePool", ["x"], ["g"]),
+        helper.make_node("Squeeze", ["g", "axes"], ["s"]),
+        helper.make_node("Unsqueeze", ["s", "axes"], ["u"]),
+        node("Squeeze", "u", "axes"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain(name: str) -> None:
+    constants = {
+        "pads": IMAGE_PADS,
+        "low": np.float32(-np.inf),
+        "c": weights(6, 1, 1) + 2,
+        "w": weights(4, 6, 3, 3),
+        "axes": np.int64([2, 3]),
+    }
+    nodes = CHAINS[name]
+    read_names = {item for made in nodes for item in made.input}
+    assert_same(model_of(nodes, {key: value for key, value in constants.items() if key in read_names}))
+
+
+def test_padding_costs_nothing_where_a_window_reads_it() -> None:
+    nodes = CHAINS["pad_relu_max_pool"]
+    kinds = [type(made).__name__ for made in read(model_of(nodes, {"pads": IMAGE_PADS})).graph.nodes]
+    assert kinds == ["Input", "Relu", "MaxPool"]
+
+
+# --- k-winners -------------------------------------------------------------------------------------------------------
+
+
+def top(k: int = 3, ranking: str = "x") -> list[Any]:
+    """A TopK along the channels, and the constants that its users need."""
+    return [
+        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.int64([k]))),
+        helper.make_node("TopK", [ranking, "k"], ["values", "indices"], axis=1),
+        helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.float32(0))),
+        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.int64([1]))),
+    ]
+
+
+LEAST = helper.make_node("ReduceMin", ["values"], ["least"], axes=[1], keepdims=1)
+ZEROS = helper.make_node(
+    "ConstantOfShape", ["extents"], ["zeros"], value=numpy_helper.from_array(np.zeros(1, np.float32))
+)
+WINNERS = {
+    "scatter": [*top(), ZEROS, node("ScatterElements", "zeros", "indices", "values", axis=1)],
+    "scatter_mask": [
+        *top(),
+        ZEROS,
+        helper.make_node("ScatterElements", ["zeros", "indices", "ones"], ["mask"], axis=1),
+        node("Mul", "x", "mask"),
+    ],
+    "where_less": [*top(), LEAST, helper.make_node("Less", ["x", "least"], ["m"]), node("Where", "m", "zero", "x")],
+    "where_greater_or_equal": [
+        *top(),
+        LEAST,
+        helper.make_node("GreaterOrEqual", ["x", "least"], ["m"]),
+        node("Where", "m", "x", "zero"),
+    ],
+    "where_not": [
+        *top(),
+        LEAST,
+        helper.make_node("LessOrEqual", ["least", "x"], ["m"]),
+        helper.make_node("Not", ["m"], ["n"]),
+        node("Where", "n", "zero", "x"),
+    ],
+    "cast_mask": [
+        *top(),
+        LEAST,
+        helper.make_node("Greater", ["least", "x"], ["m"]),
+        helper.make_node("Not", ["m"], ["n"]),
+        helper.make_node("Cast", ["n"], ["c"], to=TensorProto.FLOAT),
+        node("Mul", "c", "x"),
+    ],
+    "slice": [
+        *top(),
+        helper.make_node("Slice", ["values", "minus", "end", "one"], ["least"]),
+        helper.make_node("Less", ["x", "least"], ["m"]),
+        node("Where", "m", "zero", "x"),
+    ],
+    "gather_next": [
+        *top(4),
+        helper.make_node("Gather", ["values", "minus"], ["least"], axis=1),
+        helper.make_node("Greater", ["x", "least"], ["m"]),
+        node("Where", "m", "x", "zero"),
+    ],
+    "boosted": [
+        helper.make_node("Mul", ["x", "boost"], ["ranking"]),
+        *top(3, "ranking"),
+        ZEROS,
+        helper.make_node("GatherElements", ["x", "indices"], ["chosen"], axis=1),
+        node("ScatterElements", "zeros", "indices", "chosen", axis=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WINNERS)
+def test_k_winners(name: str) -> None:
+    constants = {
+        "extents": np.int64([1, 6, 9, 8]),
+        "ones": np.ones((1, 3, 9, 8), np.float32),
+        "minus": np.int64([-1]),
+        "end": np.int64([99]),
+        "boost": np.float32(np.arange(1, 7).reshape(6, 1, 1)),
+    }
+    nodes = WINNERS[name]
+    read_names = {item for made in nodes for item in made.input}
+    model = model_of(nodes, {key: value for key, value in constants.items() if key in read_names})
+    assert_same(model)
+    winners = read(model).graph.output
+    assert isinstance(winners, KWTA)
+    assert (winners.k, winners.scope, winners.factor is None) == (3, "local", name != "boosted")
+
+
+def test_k_winners_of_a_flattened_image_are_global() -> None:
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), *top(50, "f"), LEAST]
+    nodes += [helper.make_node("Less", ["f", "least"], ["m"]), node("Where", "m", "zero", "f")]
+    model = model_of(nodes, {})
+    assert_same(model)
+    assert {made.scope for made in read(model).graph.nodes if isinstance(made, KWTA)} == {"global"}
+
+
+@pytest.mark.parametrize("selection", ["scatter", "threshold"])
+@pytest.mark.parametrize("form", ["float", "qdq"])
+def test_what_the_bench_writes_for_others_comes_back(form: Any, selection: Any) -> None:
+    model, x = packed_network(), RNG.random((4, 8, 8, 3), np.float32)
+    written = onnx_form.write(model.graph, form, 1, selection=selection).model
+    imported = read(written)
+    assert sum(isinstance(made, KWTA) for made in imported.graph.nodes) == 2
+    graph = functions.real(model.graph) if form == "float" else model.graph
+    if form == "qdq":
+        imported_graph, _ = quantize(imported.graph, None, known=imported.scales)
+    else:
+        imported_graph = imported.graph
+    wanted, got = reference.run(graph, x), reference.run(imported_graph, x)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def packed_network() -> Any:
+    """Convolution, pool, ReLU, both kinds of k-winners, linear layers: int8, packed."""
+
+    def matrix(*shape: int) -> Any:
+        return np.where(RNG.random(shape) < 0.3, RNG.normal(size=shape), 0).astype(np.float32)
+
+    nodes: list[Any] = [
+        Input(name="input", inputs=(), shape=(8, 8, 3)),
+        Conv2d(name="conv", inputs=("input",), weight=matrix(27, 16), kernel=(3, 3), padding=(1, 1, 1, 1)),
+        MaxPool(name="pool", inputs=("conv",), kernel=(2, 2), stride=(2, 2)),
+        Relu(name="relu", inputs=("pool",)),
+        KWTA(name="winners", inputs=("relu",), k=4, scope="local"),
+        Reshape(name="flatten", inputs=("winners",), shape=(256,)),
+        Linear(name="hidden", inputs=("flatten",), weight=matrix(256, 70), bias=matrix(1, 70)[0]),
+        Relu(name="relu2", inputs=("hidden",)),
+        KWTA(name="winners2", inputs=("relu2",), k=9, scope="global"),
+        Linear(name="output", inputs=("winners2",), weight=matrix(70, 5)),
+    ]
+    return convert(Graph(tuple(nodes), "NCHW"), RNG.random((16, 8, 8, 3), np.float32))[0]

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from csengine import container, reference
+from csengine import container
 from csengine.cli import options, output, shipped
+from csengine.cli.samples import read_array
+from csengine.cli.source import Source, read_source
+from csengine.container import Model
 from csengine.convert import convert
-from csengine.errors import ShapeError, UnsupportedModelError
-from csengine.graph import Graph, Packing
+from csengine.graph import Packing
+from csengine.quantization import LayerError
 
 _EXAMPLES = """\
   csengine convert model.onnx -o model.safetensors --float
-  csengine convert model.onnx -o model.safetensors --calibrate samples.npy --block 4x16
+  csengine convert model.onnx -o model.safetensors --calibrate samples.npz --block 4x16
+  csengine convert quantized.onnx -o model.safetensors   keep the scales of a quantized model (QDQ)
 
 Sparse layers are packed. With --calibrate the network becomes an integer one; the report says what that changed, per
-layer. Needs the extra csengine[onnx].
+layer, and whose scale each tensor has. Where ONNX Runtime is installed, the import and the packed model are compared
+with the source (`csengine compare` shows every tensor). Needs the extra csengine[onnx].
 """
+
+Array = NDArray[Any]
 
 
 def register(commands: options.Commands) -> None:
@@ -27,54 +35,82 @@ def register(commands: options.Commands) -> None:
     parser = options.add_command(commands, "convert", text, _EXAMPLES, execute)
     parser.add_argument("model", metavar="MODEL.onnx", help="an ONNX file")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the packed file to write")
-    how = parser.add_mutually_exclusive_group(required=True)
+    how = parser.add_mutually_exclusive_group()
     how.add_argument("--float", action="store_true", help="keep float32")
-    how.add_argument("--calibrate", metavar="FILE", help="quantize with the samples of a .npy file [B, ...]")
+    help = "quantize with the samples of a .npy or .npz file [B, ...], in the model's order of axes"
+    how.add_argument("--calibrate", metavar="FILE", help=help)
+    options.add_array(parser)
+    help = "scale tensors to this percentile of their non-zero magnitudes, such as 99.9 (default: to the largest)"
+    parser.add_argument("--percentile", type=options.percentile, metavar="P", help=help)
     parser.add_argument("--block", type=options.block, metavar="UxV", help="of sparse layers (default: 1x1)")
+    options.add_input_shape(parser)
+    parser.add_argument("--no-check", action="store_true", help="do not compare with ONNX Runtime")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
-    try:
-        from csengine.importers import onnx
-    except ImportError as error:
-        raise UnsupportedModelError(f"reading ONNX needs pip install 'csengine[onnx]' ({error})") from error
-    graph = onnx.load(arguments.model)
-    samples = None if arguments.float else _samples(arguments.calibrate, graph)
-    packing = None if arguments.block is None else Packing(block=arguments.block)
-    model, errors = convert(graph, samples, default=packing)
+    source = read_source(arguments.model, arguments.input_shape)
+    known = source.imported.scales
+    is_quantized = bool(known.activations)
+    if not arguments.float and arguments.calibrate is None and not is_quantized:
+        raise ValueError("say how to represent numbers: --float, or --calibrate FILE to quantize")
+    samples = None if arguments.calibrate is None else source.samples(read_array(arguments.calibrate, arguments.array))
+    model, errors = convert(
+        source.imported.graph,
+        samples,
+        known=None if arguments.float or not is_quantized else known,
+        percentile=arguments.percentile,
+        default=None if arguments.block is None else Packing(block=arguments.block),
+    )
     container.save(model, arguments.output)
     written = shipped.load_model(arguments.output)
-    x = _random(graph) if samples is None else samples[:4]
-    difference = _difference(reference.run(graph, x), reference.run(written.model.graph, x))
-    report = {"output": arguments.output, "bytes": written.bytes, "difference": difference, "layers": errors}
+    x = source.random(1) if samples is None else samples[:4]
+    report = {
+        "output": arguments.output,
+        "bytes": written.bytes,
+        **_checks(source, written.model, x, arguments.no_check),
+        "layers": errors,
+        "scales": _origins(source, model),
+    }
     print(output.json_text(report) if arguments.json else _text(report))
     return 0
 
 
-def _samples(path: str, graph: Graph) -> np.ndarray:
-    """The samples of a file, NHWC."""
-    values = np.load(path, allow_pickle=False)
-    if not isinstance(values, np.ndarray):
-        raise ShapeError(f"{path}: holds several arrays; expected a .npy file")
-    values = values.astype(np.float32)
-    is_image = values.ndim == 4 and graph.layout == "NCHW"
-    return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if is_image else values)
+def _checks(source: Source, model: Model, x: Array, is_off: bool) -> dict[str, Any]:
+    """How far the import and the packed model are from ONNX Runtime, or why nobody knows. Raises if it is too far."""
+    if is_off or not source.can_check:
+        return {"unchecked": "as asked" if is_off else "ONNX Runtime is not installed (pip install onnxruntime)"}
+    imported = source.check(x)
+    imported.raise_if_far()
+    packed = imported if model.graph is source.imported.graph else source.check(x, model.graph)
+    return {"import_error": imported.result.relative_error, "result_error": packed.result.relative_error}
 
 
-def _random(graph: Graph) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((2, *graph.input.shape), np.float32)
+def _origins(source: Source, model: Model) -> dict[str, str]:
+    """Whose scale the integer tensors have: of the source itself, made from its ranges, or calibrated."""
+    known = source.imported.scales.activations.values()
+    exact = {(scale.dtype, scale.scale) for scale in known if scale.is_exact}
+    made = {(scale.dtype, scale.scale) for scale in known if not scale.is_exact}
+    origins = {}
+    for name, kind in model.graph.types.items():
+        if kind.scale is not None:
+            key = (kind.dtype, kind.scale)
+            origins[name] = "the source's" if key in exact else "from its range" if key in made else "calibrated"
+    return origins
 
 
-def _difference(wanted: np.ndarray, got: np.ndarray) -> float:
-    """Root of the mean squared difference over the root mean square of what is wanted."""
-    return float(np.sqrt(((got - wanted) ** 2).mean()) / (np.sqrt((wanted**2).mean()) or 1.0))
-
-
-def _text(report: dict[str, object]) -> str:
-    facts = [("written", str(report["output"])), ("result differs by", f"{report['difference']:.3%}")]
-    errors = report["layers"]
-    assert isinstance(errors, tuple)
-    rows = [(e.name, e.dtype, f"{e.relative_error:.3%}", f"{e.saturated:.3%}") for e in errors]
-    table = output.table(("tensor", "type", ">error", ">saturated"), rows)
+def _text(report: dict[str, Any]) -> str:
+    facts = [("written", f"{report['output']} ({output.size(report['bytes'])})")]
+    if "unchecked" in report:
+        facts.append(("not checked", report["unchecked"]))
+    else:
+        facts.append(("import differs by", f"{report['import_error']:.1e} (ONNX Runtime; relative, RMS)"))
+        facts.append(("result differs by", f"{report['result_error']:.3%}"))
+    errors: dict[str, LayerError] = {error.name: error for error in report["layers"]}
+    rows = [(name, origin, *_error_cells(errors.get(name))) for name, origin in report["scales"].items()]
+    table = output.table(("tensor", "scale", "type", ">error", ">saturated"), rows)
     return output.facts(facts) + (f"\n\n{table}" if rows else "")
+
+
+def _error_cells(error: LayerError | None) -> tuple[str, ...]:
+    return ("", "", "") if error is None else (error.dtype, f"{error.relative_error:.3%}", f"{error.saturated:.3%}")

@@ -68,6 +68,28 @@ def add_array(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--array", metavar="NAME", help="which array of a .npz file (default: its only one)")
 
 
+def add_input_shape(parser: argparse.ArgumentParser) -> None:
+    """--input-shape, for models that leave it open."""
+    help = "of one sample, where the model leaves it open, such as 3,224,224"
+    parser.add_argument("--input-shape", type=_shape, metavar="N,N,N", help=help)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    extent = integer(1, 2**20)
+    return tuple(extent(item) for item in text.split(","))
+
+
+def percentile(text: str) -> float:
+    """A percentile above 50, up to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 50 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentile above 50, up to 100")
+    return value
+
+
 def integer(lowest: int, highest: int) -> Callable[[str], int]:
     """A parser of whole numbers in a range."""
 

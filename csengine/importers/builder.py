@@ -2,6 +2,7 @@
 
 A source tensor of one sample is a graph tensor and, for every element of that, its place in the source's flat order.
 Reshaping and transposing only change places; whoever needs the elements in an order of their own asks `arranged`.
+An image that is only padded waits as `Padded` for the window that reads it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csengine.errors import GraphError
-from csengine.graph import Add, Affine, Concat, Conv2d, Graph, Input, Linear, Node, Reshape, Softmax, TensorType
+from csengine.graph import (
+    KWTA,
+    Add,
+    Affine,
+    AveragePool,
+    Clip,
+    Concat,
+    Conv2d,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Node,
+    Packing,
+    Relu,
+    Reshape,
+    Scope,
+    Softmax,
+    TensorType,
+)
 
 Array = NDArray[Any]
+Padding: TypeAlias = tuple[int, int, int, int]
 _MAX_PERMUTED = 2048  # features of a vector that a matrix of ones and zeros may put in order
 
 
@@ -37,6 +58,18 @@ class Value:
     name: str
     shape: tuple[int, ...]
     places: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """An image (C, H, W) that whoever reads it has to pad.
+
+    padding: (top, left, bottom, right); fill: the value there.
+    """
+
+    value: Value
+    padding: Padding
+    fill: float = 0.0
 
 
 @lru_cache(maxsize=64)
@@ -75,8 +108,8 @@ class Builder:
             raise UnsupportedError(f"the input has {len(shape)} axes after the batch", "give it 1 or 3")
         return Value(self.emit(Input, name, shape=places.shape), shape, places)
 
-    def finish(self, value: Value) -> Graph:
-        """The graph whose result is this value, without what it does not need."""
+    def finish(self, value: Value) -> tuple[Graph, Value]:
+        """The graph whose result is this value, in the usual order, without what it does not need; and the result."""
         channels_last = self.layout == "NHWC" and len(value.shape) == 3
         wanted = np.arange(prod(value.shape)).reshape(value.shape) if channels_last else standard_places(value.shape)
         result = self.arranged(value, wanted.astype(np.int32), "result")
@@ -86,7 +119,7 @@ class Builder:
                 needed.update(node.inputs)
         nodes = [node for node in self.nodes if node.name in needed and node.name != result.name]
         last = next(node for node in self.nodes if node.name == result.name)
-        return Graph((*nodes, last), self.layout)
+        return Graph((*nodes, last), self.layout), result
 
     # --- order -------------------------------------------------------------------------------------------------------
 
@@ -94,6 +127,7 @@ class Builder:
         """The same values with these places."""
         if value.places.shape == wanted.shape and np.array_equal(value.places, wanted):
             return value
+        value = self.vector(value, name) if wanted.ndim == 1 else value
         flat, target = value.places.ravel(), wanted.ravel()
         if not np.array_equal(flat, target):
             value = self._permuted(value, flat, target, name)
@@ -122,7 +156,8 @@ class Builder:
     def image(self, value: Value, name: str) -> Value:
         """The value as an image (C, H, W)."""
         if len(value.shape) != 3:
-            raise UnsupportedError(f"reads shape {value.shape}; only images (C, H, W) are supported")
+            remedy = "give the signal a height of 1 (Unsqueeze)" if len(value.shape) == 2 else ""
+            raise UnsupportedError(f"reads shape {value.shape}; only images (C, H, W) are supported", remedy)
         return self.arranged(value, standard_places(value.shape), name)
 
     def vector(self, value: Value, name: str) -> Value:
@@ -167,15 +202,18 @@ class Builder:
     def conv(
         self,
         name: str,
-        value: Value,
+        source: Value | Padded,
         weight: Array,
         bias: Array | None,
         stride: tuple[int, int],
-        padding: tuple[int, int, int, int],
+        padding: Padding,
         groups: int,
+        packing: Packing | None = None,
     ) -> Value:
         """Convolution; weight `[O, C / groups, kh, kw]`, padding (top, left, bottom, right)."""
-        image = self.image(value, name)
+        if isinstance(source, Padded) and source.fill == 0:
+            padding, source = _sum(source.padding, padding), source.value
+        image = self.image(self.padded(name, source), name)
         matrix = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
         result = self.emit(
             Conv2d,
@@ -187,26 +225,71 @@ class Builder:
             stride=stride,
             padding=padding,
             groups=groups,
+            packing=packing,
         )
         return self._standard(result)
+
+    def padded(self, name: str, source: Value | Padded) -> Value:
+        """The padded image itself: a convolution with the identity pads with zeros."""
+        if isinstance(source, Value):
+            return source
+        if source.fill != 0:
+            raise UnsupportedError(f"is padded with {source.fill}; only zeros are supported here")
+        one = np.ones((source.value.shape[0], 1, 1, 1))
+        return self.conv(f"{name}.padded", source.value, one, None, (1, 1), source.padding, len(one))
 
     def _standard(self, name: str) -> Value:
         height, width, channels = self.types[name].shape
         shape = (channels, height, width)
         return Value(name, shape, standard_places(shape))
 
-    def pool(self, kind: type[Node], name: str, value: Value, **window: Any) -> Value:
-        """Max or average pooling."""
-        return self._standard(self.emit(kind, name, self.image(value, name).name, **window))
+    def max_pool(
+        self, name: str, source: Value | Padded, kernel: tuple[int, int], stride: tuple[int, int], padding: Padding
+    ) -> Value:
+        """Largest value of each window; what `padding` adds never wins."""
+        if isinstance(source, Padded) and (source.fill == -np.inf or self._is_never_negative(source)):
+            source, padding = _joined(source, kernel, padding)
+        image = self.image(self.padded(name, source), name)
+        return self._standard(self.emit(MaxPool, name, image.name, kernel=kernel, stride=stride, padding=padding))
 
-    def linear(self, name: str, value: Value, weight: Array, bias: Array | None) -> Value:
+    def _is_never_negative(self, source: Padded) -> bool:
+        made = next(node for node in self.nodes if node.name == source.value.name)
+        is_clipped = isinstance(made, Clip) and made.minimum is not None and made.minimum >= 0
+        return source.fill == 0 and (isinstance(made, Relu) or is_clipped)
+
+    def average_pool(
+        self,
+        name: str,
+        source: Value | Padded,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: Padding,
+        counts: bool,
+    ) -> Value:
+        """Mean of each window. counts: whether `padding` counts as zeros, or not at all."""
+        counts = counts or not any(padding)
+        if isinstance(source, Padded) and source.fill == 0 and counts:
+            source, padding = _joined(source, kernel, padding)
+        image = self.image(self.padded(name, source), name)
+        window = {"kernel": kernel, "stride": stride, "padding": padding, "count_padding": counts}
+        return self._standard(self.emit(AveragePool, name, image.name, **window))
+
+    def global_pool(self, kind: type[Node], name: str, value: Value) -> Value:
+        """The mean or maximum of every channel: `(C, 1, 1)`."""
+        image = self.image(value, name)
+        size = image.shape[1:]
+        return self._standard(self.emit(kind, name, image.name, kernel=size, stride=size))
+
+    def linear(
+        self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None = None
+    ) -> Value:
         """Matrix product `[features] @ [features, O]`."""
         if len(value.shape) != 1:
             raise UnsupportedError(f"multiplies shape {value.shape}; only vectors are supported", "flatten it first")
         vector = self.vector(value, name)
         matrix = np.ascontiguousarray(weight[vector.places], np.float32)
         bias = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias, matrix.shape[1:]), np.float32)
-        result = self.emit(Linear, name, vector.name, weight=matrix, bias=bias)
+        result = self.emit(Linear, name, vector.name, weight=matrix, bias=bias, packing=packing)
         return Value(result, (matrix.shape[1],), standard_places((matrix.shape[1],)))
 
     def add(self, name: str, a: Value, b: Value) -> Value:
@@ -238,15 +321,47 @@ class Builder:
 
     def softmax(self, name: str, value: Value, axes: Sequence[int]) -> Value:
         """Softmax over the axes of a sample, which have to be the graph tensor's last one."""
-        index = np.arange(prod(value.shape)).reshape(value.shape)
-        group = np.broadcast_to(index.min(axis=tuple(axes), keepdims=True), value.shape).ravel()[value.places]
-        rows = group.reshape(-1, group.shape[-1])
-        size = prod(value.shape[axis] for axis in axes)
-        if size != rows.shape[1] or not (rows == rows[:, :1]).all():
+        scope, is_one_position = self._scope(value, axes), value.places.size == value.places.shape[-1]
+        if scope is None or (scope == "global" and not is_one_position):
             raise UnsupportedError(
                 "is a softmax over other axes than the channels", "move the softmax out of the model"
             )
         return self.elementwise(Softmax, name, value)
 
+    def k_winners(self, name: str, value: Value, k: int, axes: Sequence[int], factor: Array | None = None) -> Value:
+        """k winners among the elements along the axes of a sample, ranked by value x factor (of a sample's shape)."""
+        scope = self._scope(value, axes)
+        if scope is None:
+            raise UnsupportedError(
+                f"chooses winners along axes {tuple(axes)} of {value.shape}; only channels or whole samples compete"
+            )
+        if factor is not None and scope == "local":
+            factor = self._per_channel(value, factor)
+        elif factor is not None:
+            factor = np.broadcast_to(factor, value.shape).ravel()[value.places].ravel().astype(np.float32)
+        return self.elementwise(KWTA, name, value, k=k, scope=scope, factor=factor)
 
-__all__ = ["Builder", "GraphError", "UnsupportedError", "Value", "standard_places"]
+    @staticmethod
+    def _scope(value: Value, axes: Sequence[int]) -> Scope | None:
+        """What the elements along some axes of a sample are in the graph tensor; None for neither."""
+        index = np.arange(prod(value.shape)).reshape(value.shape)
+        group = np.broadcast_to(index.min(axis=tuple(axes), keepdims=True), value.shape).ravel()[value.places]
+        rows = group.reshape(-1, group.shape[-1])
+        size = prod(value.shape[axis] for axis in axes)
+        if size == group.size:
+            return "global"
+        return "local" if size == rows.shape[1] and bool((rows == rows[:, :1]).all()) else None
+
+
+def _sum(a: Padding, b: Padding) -> Padding:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
+
+
+def _joined(source: Padded, kernel: tuple[int, int], padding: Padding) -> tuple[Value | Padded, Padding]:
+    """An image and its whole padding, if every window keeps an element of the image."""
+    total = _sum(source.padding, padding)
+    is_partial = max(total[0], total[2]) < kernel[0] and max(total[1], total[3]) < kernel[1]
+    return (source.value, total) if is_partial else (source, padding)
+
+
+__all__ = ["Builder", "GraphError", "Padded", "Padding", "UnsupportedError", "Value", "standard_places"]
