@@ -130,8 +130,9 @@ class _Importer:
         raise UnsupportedModelError("cannot import:\n  " + "\n  ".join(self.problems))
 
     def _tensors(self, graph: Graph) -> dict[str, Value]:
-        known = self.state.known.items()
-        return {name: value for name, value in known if isinstance(value, Value) and value.name in graph.types}
+        integers = {node.output[0] for node in self.graph.node if node.op_type == "QuantizeLinear"}
+        known = {name: value for name, value in self.state.known.items() if name not in integers}
+        return {name: value for name, value in known.items() if isinstance(value, Value) and value.name in graph.types}
 
     def _scales(self, graph: Graph) -> KnownScales:
         activations, weights = (

@@ -413,13 +413,14 @@ def quantize_constant(call: Call) -> Array:
     values, scale, zero = _quantized_operands(call)
     limits = np.iinfo(zero.dtype)
     levels = np.rint(values / scale) + zero.astype(np.int64)
-    return np.clip(levels, limits.min, limits.max).astype(zero.dtype)
+    return np.asarray(np.clip(levels, limits.min, limits.max), zero.dtype)
 
 
 def dequantize_constant(call: Call) -> Array:
     values, scale, zero = _quantized_operands(call)
     call.state.constant_scales[call.name] = scale
-    return ((values.astype(np.int64) - zero) * scale.astype(np.float64)).astype(np.float32)
+    real: Array = ((values.astype(np.int64) - zero) * scale.astype(np.float64)).astype(np.float32)
+    return real
 
 
 def _quantized_operands(call: Call) -> tuple[Array, Array, Array]:
@@ -431,7 +432,7 @@ def _quantized_operands(call: Call) -> tuple[Array, Array, Array]:
     form = [1] * values.ndim
     if scale.size > 1:
         form[axis] = -1
-    return (values, *(item.reshape(form) if values.ndim else item.reshape(()) for item in (scale, zero)))
+    return values, scale.reshape(form), zero.reshape(form) if zero.size > 1 else zero
 
 
 def _known_scale(low: float, high: float, step: float) -> KnownScale:
