@@ -127,7 +127,7 @@ class Builder:
         """The same values with these places."""
         if value.places.shape == wanted.shape and np.array_equal(value.places, wanted):
             return value
-        value = self.vector(value, name) if wanted.ndim == 1 else value
+        value = self.vector(value, f"{name}.flat") if wanted.ndim == 1 else value
         flat, target = value.places.ravel(), wanted.ravel()
         if not np.array_equal(flat, target):
             value = self._permuted(value, flat, target, name)
@@ -161,15 +161,26 @@ class Builder:
         return self.arranged(value, standard_places(value.shape), name)
 
     def vector(self, value: Value, name: str) -> Value:
-        """The value as a vector, in whatever order."""
+        """The value as a vector, in whatever order; name: of the node that flattens it."""
         if value.places.ndim == 1:
             return value
-        flat = self.emit(Reshape, f"{name}.flat", value.name, shape=(value.places.size,))
+        flat = self.emit(Reshape, name, value.name, shape=(value.places.size,))
         return Value(flat, value.shape, value.places.ravel())
 
     def reshape(self, value: Value, shape: tuple[int, ...]) -> Value:
         """Another shape over the same flat order."""
         return Value(value.name, shape, value.places)
+
+    def reshape_batch(self, value: Value, shape: Sequence[int], batch: int) -> Value:
+        """Another shape of a whole batch, in which one extent may be -1."""
+        full, extents = (batch, *value.shape), list(shape)
+        if -1 in extents:
+            extents[extents.index(-1)] = prod(full) // max(1, -prod(extents))
+        if len(extents) < 2 or extents[0] != batch:
+            raise UnsupportedError(f"reshapes to {extents}, which moves the batch axis")
+        if prod(extents) != prod(full):
+            raise UnsupportedError(f"reshapes {full} to {extents}, which has another number of elements")
+        return self.reshape(value, tuple(extents[1:]))
 
     def transpose(self, value: Value, axes: Sequence[int]) -> Value:
         """The axes of a sample in another order."""
@@ -186,8 +197,17 @@ class Builder:
 
     def affine(self, name: str, value: Value, scale: Array, shift: Array) -> Value:
         """`x * scale + shift` for constants that broadcast to a sample's shape."""
+        if len(value.shape) == 1 and np.size(scale) * np.size(shift) > 1:  # one of each per element
+            value = self.vector(value, f"{name}.flat")
         per_channel = [self._per_channel(value, constant) for constant in (scale, shift)]
         return self.elementwise(Affine, name, value, scale=per_channel[0], shift=per_channel[1])
+
+    def leaky_relu(self, name: str, value: Value, slope: Array) -> Value:
+        """`max(x, 0) + slope * min(x, 0)` as `slope * x + (1 - slope) * max(x, 0)`."""
+        none = np.zeros(())
+        straight = self.affine(f"{name}.slope", value, slope, none)
+        positive = self.elementwise(Relu, f"{name}.positive", value)
+        return self.add(name, straight, self.affine(f"{name}.rest", positive, 1.0 - slope, none))
 
     def _per_channel(self, value: Value, constant: Array) -> NDArray[np.float32]:
         try:
@@ -286,7 +306,7 @@ class Builder:
         """Matrix product `[features] @ [features, O]`."""
         if len(value.shape) != 1:
             raise UnsupportedError(f"multiplies shape {value.shape}; only vectors are supported", "flatten it first")
-        vector = self.vector(value, name)
+        vector = self.vector(value, f"{name}.flat")
         matrix = np.ascontiguousarray(weight[vector.places], np.float32)
         bias = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias, matrix.shape[1:]), np.float32)
         result = self.emit(Linear, name, vector.name, weight=matrix, bias=bias, packing=packing)
@@ -353,6 +373,14 @@ class Builder:
         return "local" if size == rows.shape[1] and bool((rows == rows[:, :1]).all()) else None
 
 
+def sample_axis(axis: int, value: Value) -> int:
+    """An axis of a batch as one of a sample. Raises UnsupportedError."""
+    axis += len(value.shape) + 1 if axis < 0 else 0
+    if not 1 <= axis <= len(value.shape):
+        raise UnsupportedError("works along the batch axis")
+    return axis - 1
+
+
 def _sum(a: Padding, b: Padding) -> Padding:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
 
@@ -364,4 +392,4 @@ def _joined(source: Padded, kernel: tuple[int, int], padding: Padding) -> tuple[
     return (source.value, total) if is_partial else (source, padding)
 
 
-__all__ = ["Builder", "GraphError", "Padded", "Padding", "UnsupportedError", "Value", "standard_places"]
+__all__ = ["Builder", "GraphError", "Padded", "Padding", "UnsupportedError", "Value", "sample_axis", "standard_places"]

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from csengine.graph import AveragePool, Clip, MaxPool, Relu
 from csengine.importers import onnx_winners as winners
-from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value
+from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis
 from csengine.quantization import KnownScale
 
 Array = NDArray[Any]
@@ -174,10 +174,7 @@ def clip(call: Call) -> Result:
 def leaky_relu(call: Call) -> Result:
     given = call.optional(1)
     slope = np.asarray(call.get("alpha", 0.01) if given is None else given, np.float64)
-    x, none, builder = call.tensor(0), np.zeros(()), call.state.builder
-    straight = builder.affine(f"{call.name}.slope", x, slope, none)
-    positive = builder.elementwise(Relu, f"{call.name}.positive", x)
-    return builder.add(call.name, straight, builder.affine(f"{call.name}.rest", positive, 1 - slope, none))
+    return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
 
 
 def add(call: Call) -> Result:
@@ -330,10 +327,7 @@ def reshape(call: Call) -> Result:
     x = call.tensor(0)
     full = (call.state.batch, *x.shape)
     shape = [full[i] if extent == 0 else extent for i, extent in enumerate(call.numbers("shape", 1) or ())]
-    if -1 in shape:
-        shape[shape.index(-1)] = prod(full) // max(1, -prod(shape))
-    require(len(shape) > 1 and shape[0] == call.state.batch, f"reshapes to {shape}, which moves the batch axis")
-    return call.state.builder.reshape(x, tuple(shape[1:]))
+    return call.state.builder.reshape_batch(x, shape, call.state.batch)
 
 
 def squeeze(call: Call) -> Result:
@@ -384,13 +378,6 @@ def cast(call: Call) -> Result:
         return operand
     require(call.get("to") in FLOATS, "casts to integers")
     return call.tensor(0)
-
-
-def sample_axis(axis: int, value: Value) -> int:
-    """An axis of a batch as one of a sample."""
-    axis += len(value.shape) + 1 if axis < 0 else 0
-    require(1 <= axis <= len(value.shape), "works along the batch axis")
-    return axis - 1
 
 
 # --- quantized models ------------------------------------------------------------------------------------------------
