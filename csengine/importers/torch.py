@@ -168,7 +168,7 @@ class _Importer:
         return item
 
     def _add(self, node: fx.Node) -> None:
-        label = f"{node.target} ({self._kind(node)})"
+        label = f"{node.target if node.op == 'call_module' else node.name} ({self._kind(node)})"
         try:
             self.known[node.name] = self._call(node)
         except _UnknownError:
@@ -279,6 +279,12 @@ def _clamp(builder: Builder, name: str, x: Any, min: Any = None, max: Any = None
 
 def _relu6(builder: Builder, name: str, x: Any, inplace: bool = False) -> Any:
     return _clamp(builder, name, x, 0.0, 6.0)
+
+
+def _hardtanh(
+    builder: Builder, name: str, x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Any:
+    return _clamp(builder, name, x, min_val, max_val)
 
 
 def _leaky_relu(builder: Builder, name: str, x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
@@ -451,7 +457,8 @@ _MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
 _FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.relu, torch.relu), _relu),
     functional.relu6: _relu6,
-    **dict.fromkeys((functional.hardtanh, torch.clamp, torch.clip), _clamp),
+    **dict.fromkeys((torch.clamp, torch.clip), _clamp),
+    functional.hardtanh: _hardtanh,
     functional.leaky_relu: _leaky_relu,
     functional.max_pool2d: _max_pool,
     functional.avg_pool2d: _average_pool,
