@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from csengine.backends import MODES
 from csengine.cli import compare_source, measure, options, output, shipped
 from csengine.cli.samples import samples_for
+from csengine.cli.source import is_source
 from csengine.engine import Engine
 from csengine.graph import TensorType
 
@@ -85,9 +86,9 @@ def _tolerance(text: str) -> float:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
-    if compare_source.is_source(arguments.a):
+    if is_source(arguments.a):
         return compare_source.execute(arguments)
-    if compare_source.is_source(arguments.b) or arguments.plot is not None:
+    if is_source(arguments.b) or arguments.plot is not None:
         raise ValueError("an ONNX model comes first: compare model.onnx model.safetensors; --plot needs one")
     sides = _sides(arguments)
     tolerance = measure.FLOAT_TOLERANCE if arguments.tolerance is None else arguments.tolerance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csengine.cli import output, shipped
@@ -14,11 +13,6 @@ if TYPE_CHECKING:
     from csengine.importers.check import Check, TensorCheck
 
 _FLOAT_TOLERANCE, _INTEGER_TOLERANCE = 1e-4, 0.1  # of the result, relative, root mean square
-
-
-def is_source(name: str | None) -> bool:
-    """Whether this names an ONNX model."""
-    return name is not None and Path(name).suffix.lower() == ".onnx"
 
 
 def execute(arguments: argparse.Namespace) -> int:

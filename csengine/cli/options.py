@@ -79,6 +79,25 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(extent(item) for item in text.split(","))
 
 
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected above 0 and below 1, such as 0.9")
+    return value
+
+
+def layer_share(text: str) -> tuple[str, float]:
+    """A layer's name and a share, as in fc=0.95."""
+    name, found, number = text.rpartition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=X; expected such as fc=0.95")
+    return name, share(number)
+
+
 def percentile(text: str) -> float:
     """A percentile above 50, up to 100."""
     try:

@@ -1,13 +1,15 @@
-"""ONNX sources of packed models, on the command line."""
+"""Float32 networks on the command line: ONNX models, and packed files that hold one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from csengine.cli import shipped
 from csengine.errors import ShapeError, UnsupportedModelError
 from csengine.graph import Graph
 
@@ -19,16 +21,15 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """An ONNX model that was imported."""
+class Network:
+    """A network, and how samples are given to it."""
 
-    model: Any
-    imported: Imported
+    graph: Graph
 
     def samples(self, values: Array) -> Array:
         """Samples in the source's order of axes as float32 in NHWC. Raises ShapeError."""
-        shape = self.imported.graph.input.shape
-        is_nchw = self.imported.graph.layout == "NCHW" and len(shape) == 3
+        shape = self.graph.input.shape
+        is_nchw = self.graph.layout == "NCHW" and len(shape) == 3
         wanted = (shape[2], *shape[:2]) if is_nchw else shape
         if values.shape == wanted:
             values = values[None]
@@ -39,7 +40,15 @@ class Source:
 
     def random(self, count: int, seed: int = 0) -> Array:
         """Standard normal samples in NHWC."""
-        return np.random.default_rng(seed).standard_normal((count, *self.imported.graph.input.shape), np.float32)
+        return np.random.default_rng(seed).standard_normal((count, *self.graph.input.shape), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Network):
+    """An ONNX model that was imported."""
+
+    model: Any
+    imported: Imported
 
     @property
     def can_check(self) -> bool:
@@ -62,4 +71,15 @@ def read_source(path: str, input_shape: tuple[int, ...] | None = None) -> Source
     except ImportError as error:
         raise UnsupportedModelError(f"reading ONNX needs pip install 'csengine[onnx]' ({error})") from error
     model = onnx.read_proto(path)
-    return Source(model, onnx.read(model, input_shape))
+    imported = onnx.read(model, input_shape)
+    return Source(imported.graph, model, imported)
+
+
+def read_network(path: str, input_shape: tuple[int, ...] | None = None) -> Network:
+    """An ONNX file, or a packed file."""
+    return read_source(path, input_shape) if is_source(path) else Network(shipped.load_model(path).model.graph)
+
+
+def is_source(name: str | None) -> bool:
+    """Whether this names an ONNX model."""
+    return name is not None and Path(name).suffix.lower() == ".onnx"

@@ -408,7 +408,7 @@ def _permute(builder: Builder, name: str, x: Any, *axes: Any) -> Any:
     return builder.transpose(value, [sample_axis(axis, value) for axis in order[1:]])
 
 
-def _softmax(builder: Builder, name: str, x: Any, dim: Any = None, dtype: Any = None) -> Any:
+def _softmax(builder: Builder, name: str, x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     value = builder.padded(name, x)
     _require(isinstance(dim, int), "softmax needs its dimension")
     return builder.softmax(name, value, (sample_axis(dim, value),))
