@@ -13,6 +13,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra csengine[onnx]")
 runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
+from light_models import light  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from csengine import ModelFormatError, UnsupportedModelError, container, reference  # noqa: E402
@@ -25,7 +26,6 @@ from csengine.importers.onnx import load, read  # noqa: E402
 from csengine.peers import functions, onnx_form  # noqa: E402
 from csengine.quantization import KnownScales, quantize  # noqa: E402
 
-LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 RNG = np.random.default_rng(0)
 
 
@@ -109,24 +109,6 @@ def test_a_channel_shuffle_becomes_a_sparse_convolution() -> None:
         node("Reshape", "t", "b"),
     ]
     assert_same(model_of(nodes, {"a": np.int64([1, 2, 3, 9, 8]), "b": np.int64([1, 6, 9, 8])}))
-
-
-def light(name: str) -> Any:
-    """A network of the onnx package with random weights in place of its constant ones."""
-    model = onnx.load(LIGHT / f"light_{name}.onnx")
-    shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    layers = {n.input[1] for n in model.graph.node if n.op_type in ("Conv", "Gemm")}
-    kept = []
-    for made in model.graph.node:
-        if made.op_type == "ConstantOfShape" and made.output[0] in layers:
-            shape = shapes[made.input[0]]
-            values = RNG.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), made.output[0]))
-        else:
-            kept.append(made)
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    return model
 
 
 @pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v2"])
