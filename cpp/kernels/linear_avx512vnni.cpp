@@ -1,10 +1,10 @@
 // Linear layers with int8 weights, avx512vnni tier: dense, sparse-dense, and sparse-sparse.
 //
-// Why it is fast: a row block lies together, where its entries go and then their weights [T][16 kernels][4 inputs], so
-// that an active quad of inputs costs one straight read, asked for a few rows ahead. Per 16 kernels that is one
-// VPDPBUSD between a load and a store of their sums: route by address, because the kernel block of an entry is where
-// its sums lie. Inputs are selected 16 quads at a time, by a test for zero and a compressing store. The bound is one
-// store a cycle, or the bytes of the weights where they exceed the second-level cache.
+// Why it is fast: the weights of a row block lie together, [T][16 kernels][4 inputs], so that an active quad of inputs
+// costs one straight read. Per 16 kernels that is one VPDPBUSD between a load and a store of their sums: route by
+// address, because the kernel block of an entry is where its sums lie. Inputs are selected 16 quads at a time, by a
+// test for zero and a compressing store. The bound is one store a cycle, or the bytes of the weights where they exceed
+// the second-level cache.
 //
 // The rows of a packed matrix need U = 1 or 4 and V a multiple of 16. With U = 1 the four bytes of a lane are the
 // weight of one input and zeros, made by a widening load, and a quad is one input.
@@ -23,9 +23,7 @@ namespace {
 
 constexpr int kPrefetch = 4;  // row blocks ahead
 
-// A matrix by rows: for every row block, `entries` blocks of 16 kernels. What an active input reads lies together: the
-// block of 16 sums to which each entry goes [entries] uint16 (entries of nobody go to a spare one), padding, and the
-// weights [entries, 16, inputs]. A dense matrix has no such list: entry t is the t-th block.
+// A matrix by rows: for every row block, `entries` blocks of 16 kernels.
 struct Rows {
     int inputs;              // of a row block: 4 or 1
     int entries;             // per row block
@@ -123,7 +121,7 @@ template <int BLOCKS>
 CS_AVX512VNNI void multiply_sum_narrow(const Rows& m, const uint8_t* x, int32_t* sums) {
     constexpr int kChains = 8 / BLOCKS;
     __m512i sum_s32x16[kChains][BLOCKS] = {};
-    const int8_t* weight = m.data;
+    const int8_t* weight = m.weight;
     int row = 0;
     const auto add_row = [&](int chain) CS_AVX512VNNI {
         int32_t quad;
@@ -149,10 +147,10 @@ CS_AVX512VNNI void multiply_sum_narrow(const Rows& m, const uint8_t* x, int32_t*
 using MultiplySum = void (*)(const Rows&, const uint8_t*, int32_t*);
 
 // Null for a matrix that is not dense or not narrow.
-MultiplySum narrow_of(const Rows& m) {
+MultiplySum narrow_of(const Rows& m, bool is_dense) {
     static constexpr MultiplySum table[kNarrow] = {multiply_sum_narrow<1>, multiply_sum_narrow<2>,
                                                    multiply_sum_narrow<3>, multiply_sum_narrow<4>};
-    return m.is_dense && m.inputs == 4 && m.blocks <= kNarrow ? table[m.blocks - 1] : nullptr;
+    return is_dense && m.inputs == 4 && m.blocks <= kNarrow ? table[m.blocks - 1] : nullptr;
 }
 
 CS_AVX512VNNI inline __m512i result16(const int32_t* sums, const float* scale) {
@@ -234,12 +232,10 @@ class Linear final : public Step {
             const int32_t* listed = select_ ? active : every_row_.data();
             if (narrow_) {
                 narrow_(rows_, x, sums);
-            } else if (rows_.is_dense) {
-                multiply_route_sum<4, true>(rows_, x, listed, count, sums);
             } else if (rows_.inputs == 4) {
-                multiply_route_sum<4, false>(rows_, x, listed, count, sums);
+                multiply_route_sum<4>(rows_, x, listed, count, sums);
             } else {
-                multiply_route_sum<1, false>(rows_, x, listed, count, sums);
+                multiply_route_sum<1>(rows_, x, listed, count, sums);
             }
             const float* scale = scale_.empty() ? nullptr : scale_.data();
             write_out(sums, kernels_, scale, output_.dtype, sample<std::byte>(call.output, output_, n));
@@ -247,12 +243,6 @@ class Linear final : public Step {
     }
 
   private:
-    void set_target(int row, int entry, int block) {
-        if (rows_.is_dense) return;
-        const auto narrow = static_cast<uint16_t>(block);
-        std::memcpy(data_.data() + row * rows_.row_bytes() + sizeof narrow * entry, &narrow, sizeof narrow);
-    }
-
     int select(const uint8_t* x, int32_t* active) const {
         const int count =
             rows_.inputs == 4 ? select_quads(x, rows_.count, active) : select_inputs(x, rows_.count, active);
