@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cp
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench bench-peers train-kws kws-study digits-study docs wheel fuzz clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fuzz sanitize clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -37,10 +37,13 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/report.py
 
-# The same functions in other runtimes, each in an environment of its own. Under 40 minutes once these are installed.
+# Other runtimes, each in an environment of its own, for `csengine bench --against`.
 # PEERS='onnxruntime openvino torch scipy deepsparse' adds DeepSparse, whose licence allows evaluation only.
 PEERS ?= onnxruntime openvino torch scipy
-bench-peers: $(VENV)/.bench $(PEERS:%=.venv-peers/%/.ready)
+peers: $(PEERS:%=.venv-peers/%/.ready)
+
+# The same functions in all of them; then the tables and pictures. Under 40 minutes once they are installed.
+bench-peers: $(VENV)/.bench peers
 	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
 	$(BIN)/python bench/report.py
 
@@ -76,6 +79,18 @@ kws-study: $(VENV)/.test
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
+
+# Every kernel of every tier that runs here, and mutants, under the address and undefined-behaviour sanitizers. Python
+# itself is not built with them, so their library comes first, and what Python never frees is no leak.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
+sanitize: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
+	CC='$(CC) $(SANITIZE)' CXX='$(CXX) $(SANITIZE)' \
+	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	grep -q __asan_report_store build/sanitize/lib/csengine/_native*.so  # they are in it
+	PYTHONPATH=build/sanitize/lib LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
+	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

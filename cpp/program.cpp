@@ -32,6 +32,7 @@ Program::Program(std::vector<ProgramTensor> tensors, std::vector<ProgramStep> st
     : tensors_(std::move(tensors)), steps_(std::move(steps)), output_(output) {
     size_t sample = 0;
     for (const ProgramTensor& tensor : tensors_) sample += tensor.type.stride();
+    has_parts_ = std::any_of(steps_.begin(), steps_.end(), [](const ProgramStep& step) { return step.split; });
     chunk_ = std::clamp<int64_t>(kChunkBytes / std::max<size_t>(1, sample), 1, kMaxChunk);
     plan_memory(keep);
     arenas_ = std::make_unique<ArenaPool>(arena_bytes_);
@@ -74,16 +75,22 @@ void Program::plan_memory(bool keep) {
     }
 }
 
-void Program::run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const {
+void Program::run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
+                       bool shared) const {
     const std::byte* inputs[kMaxOperands] = {x};
     const std::vector<size_t>& operands = operands_[index];
     for (size_t i = 0; i < operands.size(); ++i) inputs[i] = arena + operands[i];
     const ProgramStep& step = steps_[index];
-    step.step->run({inputs, arena + offsets_[step.output], arena + scratch_offset_, samples, caller_bytes});
+    const Call call{inputs, arena + offsets_[step.output], arena + scratch_offset_, samples, caller_bytes};
+    if (shared && step.split) {
+        pool_->run(step.split->parts(), [&](int64_t part) { step.split->run_part(call, part); });
+    } else {
+        step.step->run(call);
+    }
 }
 
-void Program::run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const {
-    for (size_t i = 0; i < steps_.size(); ++i) run_step(i, arena, x, caller_bytes, samples);
+void Program::run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples, bool shared) const {
+    for (size_t i = 0; i < steps_.size(); ++i) run_step(i, arena, x, caller_bytes, samples, shared);
 }
 
 void Program::copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t samples) const {
@@ -95,6 +102,27 @@ void Program::copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t
 
 void Program::run(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
     if (batch == 0) return;
+    if (has_parts_ && batch < pool_->threads()) {
+        run_shared(x, caller_bytes, y, batch);
+    } else {
+        run_batch(x, caller_bytes, y, batch);
+    }
+}
+
+// Too few samples to give every thread one: they share the large layers of all.
+void Program::run_shared(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
+    Arena arena = arenas_->take();
+    if (!arena) throw std::bad_alloc();
+    for (int64_t first = 0; first < batch; first += chunk_) {
+        const int64_t samples = std::min(chunk_, batch - first);
+        run_chunk(arena.get(), x + first * caller_bytes, caller_bytes, samples, true);
+        copy_out(output_, arena.get(), y + first * output().bytes(), samples);
+    }
+    arenas_->give(std::move(arena));
+}
+
+// Threads share the samples.
+void Program::run_batch(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
     const int64_t share = (batch + pool_->threads() - 1) / pool_->threads();
     const int64_t chunk = std::min(chunk_, share);
     std::atomic<bool> out_of_memory{false};

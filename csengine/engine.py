@@ -30,6 +30,7 @@ _MODULES = {
 }
 
 Array = NDArray[Any]
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,22 @@ class Engine:
         backend: Backend = "auto",
         threads: int | None = None,
         mode: Mode = "auto",
+        kernels: Mapping[str, str] | None = None,
+        plan_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         """Compile a model that is in memory; see `load`."""
         self.model = model
         self.threads = _resolve_threads(threads)
         self.mode = _resolve_mode(mode)
-        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads)
+        options = _cpp_options(kernels, plan_cache)
+        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads, options)
         graph = model.graph
         self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
         self._to_nchw = graph.layout == "NCHW" and len(graph.output_type.shape) == 3
         self._own_type = np.dtype(graph.input.dtype)
+        shape, result = graph.input.shape, graph.output_type.shape
+        self._input_shape = (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+        self._output_shape = (result[2], result[0], result[1]) if self._to_nchw else result
 
     @classmethod
     def load(
@@ -109,6 +116,8 @@ class Engine:
         backend: Backend = "auto",
         threads: int | None = None,
         mode: Mode = "auto",
+        kernels: Mapping[str, str] | None = None,
+        plan_cache: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """Load a packed file and compile it.
 
@@ -119,22 +128,25 @@ class Engine:
         `CSENGINE_ISA` forces the instruction set of the C++ kernels. `CSENGINE_PLANNER=model` chooses without
         measuring, the same on every machine: layers take exactly the mode, "auto" the cheapest by a cost model.
 
+        kernels: the C++ kernels of some layers by name, instead of a choice (`plan()` lists what was tried).
+        plan_cache: a file that keeps what was measured, so that the next load need not; None takes
+        `CSENGINE_PLAN_CACHE`, or keeps nothing.
+
         Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
         here), ValueError (an argument out of range).
         """
-        return cls(container.load(path), backend=backend, threads=threads, mode=mode)
+        model = container.load(path)
+        return cls(model, backend=backend, threads=threads, mode=mode, kernels=kernels, plan_cache=plan_cache)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input sample, as the source model had it."""
-        shape = self.model.graph.input.shape
-        return (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+        return self._input_shape
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one result, as the source model had it."""
-        shape = self.model.graph.output_type.shape
-        return (shape[2], shape[0], shape[1]) if self._to_nchw else shape
+        return self._output_shape
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -189,25 +201,30 @@ class Engine:
     def _to_batch(self, x: ArrayLike) -> tuple[Array, bool]:
         """A contiguous NHWC batch of a type that programs take, and whether x was one sample."""
         array = np.asarray(x)
-        if array.dtype != self._own_type and array.dtype != np.float32:
-            if array.dtype.kind not in "fiub":
-                raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
-            if array.dtype.kind != "f" and self._own_type.kind != "f":
-                raise ShapeError(
-                    f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
-                    "or float32 (real values, which the model quantizes)"
-                )
-            with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
-                array = array.astype(np.float32)
-        is_single = array.shape == self.input_shape
+        if array.dtype is not _FLOAT32 and array.dtype != self._own_type:
+            array = self._to_float(array)
+        shape = array.shape
+        is_single = shape == self._input_shape
         if is_single:
             array = array[None]
-        elif array.shape[1:] != self.input_shape or array.ndim != len(self.input_shape) + 1:
-            one, many = _shown(self.input_shape), _shown(("B", *self.input_shape))
-            raise ShapeError(f"input has shape {array.shape}; expected {one} for one sample or {many} for a batch")
+        elif shape[1:] != self._input_shape or not shape:
+            one, many = _shown(self._input_shape), _shown(("B", *self._input_shape))
+            raise ShapeError(f"input has shape {shape}; expected {one} for one sample or {many} for a batch")
         if self._to_nhwc:
             array = array.transpose(0, 2, 3, 1)
         return np.ascontiguousarray(array), is_single
+
+    def _to_float(self, array: Array) -> Array:
+        """Real numbers of any type as float32. Raises ShapeError for other types, and for integers of another type."""
+        if array.dtype.kind not in "fiub":
+            raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
+        if array.dtype.kind != "f" and self._own_type.kind != "f":
+            raise ShapeError(
+                f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
+                "or float32 (real values, which the model quantizes)"
+            )
+        with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
+            return array.astype(np.float32)
 
 
 def _shown(shape: tuple[object, ...]) -> str:
@@ -250,26 +267,38 @@ def _resolve_planner() -> str:
     return planner
 
 
-def _compile(model: Model, backend: str, mode: Mode, threads: int) -> tuple[Backend, Program]:
+def _cpp_options(kernels: Mapping[str, str] | None, plan_cache: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What only the C++ backend takes, from arguments and environment."""
+    cache = plan_cache or os.environ.get("CSENGINE_PLAN_CACHE") or None
+    return {
+        "tier": os.environ.get("CSENGINE_ISA") or None,
+        "measure": _resolve_planner() == "measure",
+        "kernels": dict(kernels or {}),
+        "cache": None if cache is None else Path(cache),
+    }
+
+
+def _compile(
+    model: Model, backend: str, mode: Mode, threads: int, cpp_options: dict[str, Any]
+) -> tuple[Backend, Program]:
     """The program, and the backend that it is for; "auto" tries them in order and says why none works."""
     wanted = tuple(name for name in BACKENDS if name == backend)
     if backend == "auto":
-        wanted = ("cpp",) if os.environ.get("CSENGINE_ISA") else _AUTOMATIC
+        wanted = ("cpp",) if cpp_options["tier"] or cpp_options["kernels"] else _AUTOMATIC
     reasons = []
     for name in wanted:
         try:
-            return name, _compile_for(name, model, mode, threads)
+            return name, _compile_for(name, model, mode, threads, cpp_options)
         except BackendUnavailableError as error:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailableError("; ".join(reasons))
 
 
-def _compile_for(name: Backend, model: Model, mode: Mode, threads: int) -> Program:
+def _compile_for(name: Backend, model: Model, mode: Mode, threads: int, cpp_options: dict[str, Any]) -> Program:
     if name not in _MODULES:
         raise BackendUnavailableError("this version has no FPGA backend; use backend='cpp', 'numba' or 'reference'")
+    if name != "cpp" and cpp_options["kernels"]:
+        raise ValueError(f"kernels are given for backend {name!r}; only 'cpp' has several to choose from")
     module = importlib.import_module(_MODULES[name])
-    options: dict[str, Any] = {}
-    if name == "cpp":
-        options = {"tier": os.environ.get("CSENGINE_ISA") or None, "measure": _resolve_planner() == "measure"}
-    program: Program = module.compile(model.graph, mode, threads, **options)
+    program: Program = module.compile(model.graph, mode, threads, **(cpp_options if name == "cpp" else {}))
     return program

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine import reference
-from csengine.backends import KernelChoice
+from csengine.backends import KernelChoice, KernelTiming
 from csengine.graph import (
     KWTA,
     OPERATION_NAMES,
@@ -34,7 +34,8 @@ class LayerPlan:
 
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
-    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array.
+    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. measured: the kernels
+    that were tried for the layer, the fastest first; empty where the backend does not measure.
     """
 
     name: str
@@ -46,6 +47,17 @@ class LayerPlan:
     macs_done: int
     bytes_weights: int
     bytes_dense: int
+    measured: tuple[KernelTiming, ...] = ()
+
+    @property
+    def runner_up(self) -> KernelTiming | None:
+        """The second fastest kernel."""
+        return self.measured[1] if len(self.measured) > 1 else None
+
+    @property
+    def dense(self) -> KernelTiming | None:
+        """The fastest kernel that uses no sparsity: what the layer would cost without."""
+        return next((timing for timing in self.measured if timing.mode == "dense"), None)
 
 
 def plan(graph: Graph, choices: Mapping[str, KernelChoice]) -> tuple[LayerPlan, ...]:
@@ -61,19 +73,26 @@ def _layer_plan(
     operation = OPERATION_NAMES[type(node)]
     if not isinstance(node, (Conv2d, Linear)):
         return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, 0, 0, 0, 0)
-    mode = _mode_of(graph, node, choices)
+    source = _choice_of(graph, node, choices)
+    mode = source.mode
     dense = node.dense_macs(graph.types[node.name])
     share = {"sparse-sparse": activity[node.inputs[0]] * density(node), "sparse-dense": density(node)}.get(mode, 1.0)
     stored, expanded = weight_bytes(node)
     done = round(dense * share)
-    return LayerPlan(node.name, operation, choice.kernel, choice.tier, mode, dense, done, stored, expanded)
+    counts = (dense, done, stored, expanded)
+    return LayerPlan(node.name, operation, choice.kernel, choice.tier, mode, *counts, source.measured)
 
 
-def _mode_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> str:
-    """The mode of a layer, which a fused layer's reader carries."""
+def _choice_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> KernelChoice:
+    """The choice for a layer, which a fused layer's reader carries."""
     while node.name not in choices and len(graph.readers[node.name]) == 1:
         node = graph.readers[node.name][0]
-    return choices[node.name].mode if node.name in choices else ""
+    return choices.get(node.name, KernelChoice("", "", ""))
+
+
+def layer_choices(graph: Graph, choices: Mapping[str, KernelChoice]) -> dict[str, KernelChoice]:
+    """The choice for every layer with weights, also where it is fused into its reader."""
+    return {node.name: _choice_of(graph, node, choices) for node in graph.nodes if isinstance(node, (Conv2d, Linear))}
 
 
 def density(node: Conv2d | Linear) -> float:
@@ -136,13 +155,3 @@ def _count_layer(node: Conv2d | Linear, x: NDArray[Any], y: NDArray[Any], mode: 
     if isinstance(node, Conv2d):
         active = reference.windows(active, node.kernel, node.stride, node.padding, 0)
     return int(active.reshape(vectors, node.rows).sum(axis=0) @ weights_of_row)
-
-
-def table(rows: Iterable[LayerPlan]) -> str:
-    """A plan as text."""
-    lines = [f"{'layer':20} {'operation':13} {'mode':14} {'kernel':14} {'tier':10} {'MACs dense':>12} {'done':>10}"]
-    for r in rows:
-        kernel = r.kernel or "(fused)"
-        counts = f"{r.macs_dense:12,} {r.macs_done:10,}" if r.macs_dense else ""
-        lines.append(f"{r.name:20} {r.operation:13} {r.mode:14} {kernel:14} {r.tier:10} {counts}".rstrip())
-    return "\n".join(lines)

@@ -22,15 +22,27 @@ MODES: tuple[Mode, ...] = ("auto", "dense", "sparse-dense", "sparse-sparse")
 
 
 @dataclass(frozen=True)
+class KernelTiming:
+    """A kernel that was tried for a layer when the model was loaded. seconds: for one sample, the fastest run."""
+
+    kernel: str
+    tier: str
+    mode: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class KernelChoice:
     """The kernel that runs a node: its name, its tier (instruction set, "numpy" or "numba") and its mode.
 
-    mode: "dense", "sparse-dense" or "sparse-sparse" for a layer with weights, otherwise "".
+    mode: "dense", "sparse-dense" or "sparse-sparse" for a layer with weights, otherwise "". measured: every kernel that
+    was tried, the fastest (the one chosen) first; empty where nothing was measured.
     """
 
     kernel: str
     tier: str
     mode: str
+    measured: tuple[KernelTiming, ...] = ()
 
 
 class Program(Protocol):

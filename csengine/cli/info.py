@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from csengine.backends import KernelTiming
 from csengine.cli import machine, options, output, shipped
 from csengine.cli.weights import HEADER, LayerWeights, Totals, describe_weights, total, weight_cells
 from csengine.container import Model
@@ -163,10 +164,20 @@ def _plan_text(plan: Sequence[LayerPlan]) -> str:
     rows = []
     for row in plan:
         counts = (f"{row.macs_dense:,}", f"{row.macs_done:,}") if row.macs_dense else ("", "")
-        rows.append((row.name, row.mode, row.kernel or "(with a later step)", row.tier, *counts))
+        times = (_microseconds(next(iter(row.measured), None)), _microseconds(row.dense), _timing(row.runner_up))
+        rows.append((row.name, row.mode, row.kernel or "(with a later step)", row.tier, *counts, *times))
     dense, done = sum(row.macs_dense for row in plan), sum(row.macs_done for row in plan)
-    rows.append(("together", "", "", "", f"{dense:,}", f"{done:,}"))
-    return output.table(("node", "mode", "kernel", "tier", ">MACs dense", ">MACs done"), rows)
+    rows.append(("together", "", "", "", f"{dense:,}", f"{done:,}", "", "", ""))
+    header = ("node", "mode", "kernel", "tier", ">MACs dense", ">MACs done", ">µs", ">µs if dense", "runner-up")
+    return output.table(header, rows)
+
+
+def _microseconds(timing: KernelTiming | None) -> str:
+    return "" if timing is None else f"{timing.seconds * 1e6:.1f}"
+
+
+def _timing(timing: KernelTiming | None) -> str:
+    return "" if timing is None else f"{timing.kernel} {_microseconds(timing)} µs"
 
 
 def _machine(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -29,6 +29,12 @@ from csengine.graph import (
 from csengine.peers import functions
 from csengine.peers.runtime import Loaded
 
+_INDUCTOR: dict[str, Any] = {
+    "max_autotune": True,
+    "freezing": True,
+    "cpp_wrapper": True,
+}  # with what compiled networks are fastest
+
 
 def load(model: Model, variant: str, batches: Sequence[NDArray[Any]], threads: int) -> Loaded:
     """See `csengine.peers.runtime`."""
@@ -44,7 +50,7 @@ def load(model: Model, variant: str, batches: Sequence[NDArray[Any]], threads: i
     source = inputs[0].clone()
     run: Callable[[Tensor], Tensor] = network
     if how == "compiled":
-        run = torch.compile(network, dynamic=False, options={"max_autotune": True, "freezing": True})
+        run = torch.compile(network, dynamic=False, options=_INDUCTOR)
     results: list[Tensor] = []
 
     def feed(number: int) -> None:
@@ -127,7 +133,7 @@ def _convolution(graph: Graph, node: Conv2d) -> nn.Module:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias)
+    return _filled(EagerLinear(weight.shape[1], weight.shape[0], bias is not None), weight, bias)
 
 
 def _filled(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -136,12 +142,24 @@ def _filled(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -
     return layer
 
 
+class EagerLinear(nn.Linear):
+    """A linear layer that multiplies one vector as such: in bfloat16 that is a quarter faster than as a matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, R] to [B, O]."""
+        if len(x) > 1 or self.bias is None or torch.compiler.is_compiling():
+            return super().forward(x)
+        return torch.addmv(self.bias, self.weight, x[0])[None]
+
+
 class SparseLinear(nn.Module):
     """A linear layer whose weight [O, R] is a compressed sparse row matrix."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.bias = weight.to_sparse_csr(), bias
+        sparse = weight.to_sparse_csr()
+        places = sparse.crow_indices().int(), sparse.col_indices().int()  # else MKL gets them converted in every call
+        self.weight, self.bias = torch.sparse_csr_tensor(*places, sparse.values(), weight.shape), bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, R] to [B, O]."""
