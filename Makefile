@@ -59,10 +59,10 @@ wheel: $(VENV)/.test
 	build/wheel-env/bin/python -m pip install --quiet dist/*.whl
 	cd build && wheel-env/bin/csengine compare kws --backend cpp,reference && wheel-env/bin/csengine demo
 
-# Accuracy against sparsity on handwritten digits. About ten minutes on one core.
-digits-study: $(VENV)/.test
+# Accuracy against sparsity on handwritten digits. About fifteen minutes on one core.
+digits-study: $(VENV)/.bench
 	$(BIN)/python examples/digits/study.py
-	$(BIN)/python examples/digits/plot.py
+	$(BIN)/python bench/report.py
 
 # The shipped models, from nothing: synthesize speech, train, quantize, pack. About half an hour on two cores.
 train-kws: $(VENV)/.test

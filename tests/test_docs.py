@@ -50,10 +50,12 @@ def test_the_tutorial(tmp_path: Path) -> None:
 def test_the_study_of_digits_runs(tmp_path: Path) -> None:
     for needed in ("torch", "sklearn", "matplotlib"):
         pytest.importorskip(needed)
-    place, results = ROOT / "examples" / "digits", tmp_path / "results.json"
-    run([sys.executable, str(place / "study.py"), "--quick", "--output", str(results)], tmp_path)
-    run([sys.executable, str(place / "plot.py"), str(results), str(tmp_path / "curves.png")], tmp_path)
-    assert (tmp_path / "curves.png").stat().st_size > 1000
+    study, results = ROOT / "examples" / "digits" / "study.py", tmp_path / "digits.json"
+    run([sys.executable, str(study), "--quick", "--output", str(results)], tmp_path)
+    draw = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import report, pathlib; p = pathlib.Path('.')"
+    table = run([sys.executable, "-c", f"{draw}; print(report.sections(p, p)['digits'])"], tmp_path)
+    assert "| 75 % |" in table
+    assert (tmp_path / "digits.png").stat().st_size > 1000
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra csengine[docs]")
