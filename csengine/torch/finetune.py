@@ -3,7 +3,7 @@
     teacher = copy.deepcopy(network)
     for epoch in range(epochs):
         if (sparsity := cubic_sparsity(epoch, steps, 0.9)) is not None:
-            prune(network, sparsity, block=(4, 16))
+            prune(network, sparsity, block=(4, 16))  # between steps: never between forward and backward
         for x, labels in batches:
             loss = distillation_loss(network(x), teacher(x), labels)
             ...
