@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from csengine import _native, reference
 from csengine.backends import MODES, cpp
-from csengine.graph import KWTA, Graph, Input, MaxPool
+from csengine.graph import KWTA, Add, AveragePool, Concat, Graph, Input, MaxPool, Node, Requantization
 
 Array = NDArray[Any]
 TIERS = [name for name, runs in cpp.tiers().items() if runs]
 INPUTS = 8
 """Different inputs that take turns, so that neither caches nor branch predictors know them."""
-MEASURED = ("layer", "kwta")
+MEASURED = ("layer", "kwta", "add", "concat", "pool")
 """Operations that matter; the others take a few microseconds in any network."""
 
 
@@ -36,6 +36,37 @@ def _source(shape: tuple[int, ...]) -> Input:
 
 def _winners(shape: tuple[int, ...], k: int, scope: Any) -> Graph:
     return Graph((_source(shape), KWTA(name="winners", inputs=("input",), k=k, scope=scope)))
+
+
+def _follows(shape: tuple[int, ...], node: Node) -> Graph:
+    """An operation of a larger network alone; it reads `input`."""
+    return Graph((_source(shape), node))
+
+
+def _scaling(*multipliers: int, shift: int, shifts: int = 1) -> Requantization:
+    return Requantization(np.array(multipliers, np.uint16), np.full(shifts, shift, np.uint8), "uint8", 1.0)
+
+
+def _residual() -> Graph:
+    return _follows(
+        (56, 56, 256), Add(name="sum", inputs=("input",) * 2, requantization=_scaling(33000, 40000, shift=17))
+    )
+
+
+def _joined() -> Graph:
+    scaling = _scaling(33000, 40000, shift=16, shifts=2)
+    return _follows((28, 28, 256), Concat(name="joined", inputs=("input",) * 2, requantization=scaling))
+
+
+def _pooled() -> Graph:
+    pool = MaxPool(name="pool", inputs=("input",), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    return _follows((112, 112, 64), pool)
+
+
+def _averaged() -> Graph:
+    scaling = _scaling(42799, shift=21)  # 1 / 49
+    pool = AveragePool(name="pool", inputs=("input",), kernel=(7, 7), stride=(7, 7), requantization=scaling)
+    return _follows((7, 7, 2048), pool)
 
 
 def _second_convolution(block: tuple[int, int]) -> Graph:
@@ -67,12 +98,16 @@ LAYERS: dict[str, tuple[Any, float]] = {
     },
     **{
         f"{shape.name}, 10 %, half active": (lambda shape=shape: shape.chain(1, 0.1, (4, 8), None).graph, 0.5)
-        for shape in (cases.CONVOLUTIONS[2], cases.CONVOLUTIONS[-1])
+        for shape in (cases.CONVOLUTIONS[2], *cases.CONVOLUTIONS[-2:])
     },
     "linear 1600→1500, dense weights, 10 % active": (
         lambda: _unpacked(cases.linear_layer(1600, 1500, 1.0, (1, 16)).graph),
         0.1,
     ),
+    "residual addition, 256 at 56²": (_residual, 0.5),
+    "concatenation, 256 and 256 at 28²": (_joined, 0.5),
+    "max-pool 3×3 by 2, 64 at 112²": (_pooled, 0.5),
+    "mean of 7×7, 2048": (_averaged, 0.5),
     "k-winners, 6 of 64 at 14²": (lambda: _winners((14, 14, 64), 6, "local"), 1.0),
     "k-winners, 150 of 1500": (lambda: _winners((1500,), 150, "global"), 1.0),
 }

@@ -103,21 +103,18 @@ Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
 
 Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity) {
     const Stopwatch stopwatch(spec, activity);
-    std::vector<Choice<LayerSpec>> candidates;
-    for (Mode mode : kModes) {
-        if (mode > limit) continue;
-        if (auto choice = find(spec, tier, mode); choice.kernel) candidates.push_back(std::move(choice));
-    }
-    // The best tiers first, so that slower ones are given up early.
-    std::stable_sort(candidates.begin(), candidates.end(),
-                     [](const auto& a, const auto& b) { return a.kernel->tier > b.kernel->tier; });
     Choice<LayerSpec> fastest;
     double best = std::numeric_limits<double>::infinity();
-    for (auto& candidate : candidates) {
-        const double seconds = stopwatch.time(*candidate.step, best);
+    // The best tiers first, so that slower ones are given up early.
+    const auto& table = kernels<LayerSpec>();
+    for (auto row = table.rbegin(); row != table.rend(); ++row) {
+        if (row->tier > tier || row->mode > limit) continue;
+        auto step = row->prepare(spec);
+        if (!step) continue;
+        const double seconds = stopwatch.time(*step, best);
         if (seconds >= best) continue;
         best = seconds;
-        fastest = std::move(candidate);
+        fastest = {&*row, std::move(step)};
     }
     if (!fastest.kernel) throw std::logic_error("no kernel can run this layer");
     return fastest;

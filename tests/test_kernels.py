@@ -12,7 +12,21 @@ from numpy.typing import NDArray
 
 from csengine import reference
 from csengine.backends import cpp
-from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, MaxPool, Node, Requantization
+from csengine.graph import (
+    KWTA,
+    Add,
+    AveragePool,
+    Concat,
+    Conv2d,
+    Dequantize,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Node,
+    Relu,
+    Requantization,
+)
 from csengine.packing import pack
 
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
@@ -173,3 +187,124 @@ def test_k_winners(channels: int, dtype: str, scope: str) -> None:
     for k in sorted({1, 2, channels // 10 + 1, channels - 1, channels, channels + 1} - {0}):
         for x in (several, ties, zeros):
             check((source, KWTA(name="k", inputs=("x",), k=k, scope=scope)), x)  # type: ignore[arg-type]
+
+
+EDGES = (1, 2, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
+"""Numbers of channels around the widths of vectors."""
+
+
+def integers(name: str, shape: tuple[int, ...], dtype: str) -> Input:
+    return Input(name=name, inputs=(), shape=shape, dtype=dtype, scale=1.0)  # type: ignore[arg-type]
+
+
+def test_ends_of_vectors_reach_the_vector_kernels() -> None:
+    """What follows would be no test of kernels that the planner does not choose."""
+    if "avx512" not in TIERS:
+        pytest.skip("this processor does not run avx512")
+    source = integers("x", (4, 4, 17), "int8")
+    scaling = Requantization(np.array([40000], np.uint16), np.array([18], np.uint8), "int8", 1.0)
+    pair = Requantization(np.array([40000, 3], np.uint16), np.array([17], np.uint8), "uint8", 1.0)
+    nodes = (
+        source,
+        Relu(name="relu", inputs=("x",)),
+        MaxPool(name="max", inputs=("relu",), kernel=(2, 2), stride=(1, 1)),
+        AveragePool(name="mean", inputs=("max",), kernel=(2, 2), stride=(1, 1), requantization=scaling),
+        Add(name="add", inputs=("mean", "mean"), requantization=pair),
+    )
+    choices = cpp.compile(Graph(nodes), "auto", 1, tier="avx512", measure=False).choices()
+    names = {name: (choice.kernel, choice.tier) for name, choice in choices.items() if name != "x"}
+    assert names == {
+        "relu": ("relu_vector", "avx512"),
+        "max": ("pool_vector", "avx512"),
+        "mean": ("pool_vector", "avx512"),
+        "add": ("add_vector", "avx512"),
+    }
+
+
+@pytest.mark.parametrize("channels", EDGES)
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_elementwise(channels: int, dtype: str) -> None:
+    """ReLU, and dequantization by one scale and by one per channel."""
+    rng = np.random.default_rng(channels)
+    x = values(rng, (2, 2, 3, channels), dtype, 0.9)
+    source = integers("x", (2, 3, channels), dtype)
+    check((source, Relu(name="y", inputs=("x",))), x)
+    for count in {1, channels}:
+        check((source, Dequantize(name="y", inputs=("x",), scale=rng.uniform(1e-3, 3.0, count))), x)
+
+
+@pytest.mark.parametrize("channels", EDGES)
+def test_addition_and_concatenation(channels: int) -> None:
+    """Multipliers up to the largest, shifts beyond those at which results vanish, a copy among the joined."""
+    rng = np.random.default_rng(channels)
+    x = values(rng, (2, 3, 2, channels), "int8", 0.9)
+    source = integers("x", (3, 2, channels), "int8")
+    positive = Relu(name="positive", inputs=("x",))
+    to_unsigned = Requantization(np.array([65535], np.uint16), np.array([15], np.uint8), "uint8", 1.0)
+    other = AveragePool(name="other", inputs=("x",), kernel=(1, 1), stride=(1, 1), requantization=to_unsigned)
+    for shift, dtype in itertools.product((1, 8, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
+        for multipliers in ((65535, 65535), (32768, 65535), (1, 65535), (32768, 0), (40001, 32767)):
+            pair = Requantization(np.array(multipliers, np.uint16), np.array([shift], np.uint8), dtype, 1.0)  # type: ignore[arg-type]
+            check((source, other, Add(name="y", inputs=("x", "other"), requantization=pair)), x)
+        joined = Requantization(
+            np.array([32768, 65535, 40001], np.uint16), np.array([15, shift, shift], np.uint8), dtype, 1.0
+        )  # type: ignore[arg-type]
+        join = Concat(name="y", inputs=("x", "other", "positive"), requantization=joined)
+        check((source, positive, other, join), x)
+
+
+@pytest.mark.parametrize("channels", EDGES)
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_pools(channels: int, dtype: str) -> None:
+    """Windows within the image, beyond it, and over all of it."""
+    rng = np.random.default_rng(channels)
+    shape = (7, 6, channels)
+    x = values(rng, (2, *shape), dtype, 0.9)
+    windows: list[dict[str, Any]] = [
+        {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1, 1, 1)},
+        {"kernel": (2, 3), "stride": (1, 2), "padding": (1, 0, 0, 2)},
+        {"kernel": (7, 6), "stride": (7, 6)},
+    ]
+    for window in windows:
+        check((integers("x", shape, dtype), MaxPool(name="y", inputs=("x",), **window)), x)
+        area = window["kernel"][0] * window["kernel"][1]
+        for to in ("uint8", "int8"):
+            scaling = requantization(rng, 1, 60.0 * area, to)
+            check(
+                (integers("x", shape, dtype), AveragePool(name="y", inputs=("x",), requantization=scaling, **window)), x
+            )
+
+
+@pytest.mark.parametrize("channels", EDGES[1:])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_depthwise(channels: int, dtype: str) -> None:
+    """Tall and wide windows, strides, padding, rows of fewer and more positions than a tile."""
+    rng = np.random.default_rng(channels)
+    geometries: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], int]] = [
+        ((3, 3), (1, 1), (1, 1, 1, 1), 9),
+        ((3, 3), (2, 2), (0, 0, 1, 1), 10),
+        ((5, 2), (1, 3), (2, 0, 1, 1), 6),
+        ((1, 1), (1, 1), (0, 0, 0, 0), 3),
+    ]
+    for kernel, stride, padding, width in geometries:
+        taps = kernel[0] * kernel[1]
+        weight = values(rng, (taps, channels), "int8", 0.9)
+        bias = rng.integers(-(2**14), 2**14, channels).astype(np.int32)
+        x = values(rng, (2, 6, width, channels), dtype, 0.8)
+        for to in ("uint8", "int8"):
+            layer = Conv2d(
+                name="y",
+                inputs=("x",),
+                weight=weight,
+                bias=bias,
+                requantization=requantization(rng, channels, 255 * 80 * np.sqrt(taps), to),
+                kernel=kernel,
+                stride=stride,
+                padding=padding,
+                groups=channels,
+            )
+            nodes = (integers("x", (6, width, channels), dtype), layer)
+            if "avx512vnni" in TIERS:
+                choice = cpp.compile(Graph(nodes), "dense", 1, tier="avx512vnni", measure=False).choices()["y"]
+                assert choice.kernel == "depthwise_dot"
+            check(nodes, x)

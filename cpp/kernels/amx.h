@@ -8,5 +8,7 @@
 namespace cs::amx {
 
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_strips(const LayerSpec&);
 
 }  // namespace cs::amx

@@ -41,20 +41,28 @@ DotBlocks dot_blocks(const LayerSpec& s, int lanes, bool all) {
         for (int quad = 0; quad < out.quads; ++quad) append_quad(s, quad, block * lanes, all, out);
     }
     out.begin.push_back(static_cast<int32_t>(out.quad.size()));
-    const int padded = static_cast<int>(round_up(out.blocks * lanes, 16));  // vectors may be read whole
-    out.bias.resize(padded);
-    out.row_sum.resize(padded);
-    if (s.bias) std::copy_n(static_cast<const int32_t*>(s.bias), s.kernels, out.bias.begin());
+    out.bias = padded_bias(s);
+    out.scale = padded_scale(s);
+    out.row_sum.resize(out.bias.size());
     for (int row = 0; row < s.rows; ++row) {
         for (int kernel = 0; kernel < s.kernels; ++kernel) out.row_sum[kernel] += weight_at(s, row, kernel);
     }
-    if (!s.requantization.empty()) {
-        out.scale.resize(padded);
-        for (int o = 0; o < s.kernels; ++o) {
-            out.scale[o] = std::ldexp(static_cast<float>(s.requantization.multiplier[o]), -s.requantization.shift[o]);
-        }
-    }
     return out;
+}
+
+AlignedVector<int32_t> padded_bias(const LayerSpec& s) {
+    AlignedVector<int32_t> bias(round_up(s.kernels, 16));
+    if (s.bias) std::copy_n(static_cast<const int32_t*>(s.bias), s.kernels, bias.begin());
+    return bias;
+}
+
+AlignedVector<float> padded_scale(const LayerSpec& s) {
+    const Requantization& r = s.requantization;
+    AlignedVector<float> scale(r.empty() ? 0 : round_up(s.kernels, 16));
+    for (size_t o = 0; o < r.multiplier.size(); ++o) {
+        scale[o] = std::ldexp(static_cast<float>(r.multiplier[o]), -r.shift[o]);
+    }
+    return scale;
 }
 
 bool requantizes_exactly(const LayerSpec& s) {

@@ -17,15 +17,21 @@ struct DotBlocks {
     std::vector<int32_t> begin;    // [blocks + 1]: where the list of each block begins
     std::vector<int32_t> quad;     // [n], ascending within a block
     AlignedVector<int8_t> weight;  // [n, lanes, 4]
-    std::vector<int32_t> bias;     // [blocks * lanes]
-    std::vector<int32_t> row_sum;  // [blocks * lanes]: sum of the weights of each kernel
-    std::vector<float> scale;      // [blocks * lanes]: M / 2**s; empty without a requantization
+    AlignedVector<int32_t> bias;   // padded_bias()
+    std::vector<int32_t> row_sum;  // [kernels, padded likewise]: sum of the weights of each kernel
+    AlignedVector<float> scale;    // padded_scale()
 
     size_t size() const { return quad.size(); }
 };
 
 // all: list every quad, as a dense layer does. Needs groups == 1 and int8 weights.
 DotBlocks dot_blocks(const LayerSpec& spec, int lanes, bool all);
+
+// The bias of each kernel, zeros without one and up to a multiple of 16 kernels: vectors may be read whole.
+AlignedVector<int32_t> padded_bias(const LayerSpec& spec);
+
+// M / 2**s of each kernel, padded likewise; empty without a requantization.
+AlignedVector<float> padded_scale(const LayerSpec& spec);
 
 // Whether requantizing in float32, rounding down, is exact for every accumulator that the layer can reach: it is exact
 // in float32 or it saturates, and its scaled value fits 32 bits. True also where there is no requantization.

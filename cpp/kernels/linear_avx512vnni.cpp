@@ -115,13 +115,8 @@ class Linear final : public Step {
           rows_{inputs, entries, padded_ / 16, row_blocks, nullptr, nullptr},
           weight_(int64_t{row_blocks} * entries * 16 * inputs),
           target_(int64_t{row_blocks} * entries, padded_),
-          bias_(padded_),
-          scale_(spec.requantization.empty() ? 0 : padded_) {
-        if (spec.bias) std::memcpy(bias_.data(), spec.bias, sizeof(int32_t) * kernels_);
-        for (size_t o = 0; o < scale_.size() && o < static_cast<size_t>(kernels_); ++o) {
-            scale_[o] =
-                std::ldexp(static_cast<float>(spec.requantization.multiplier[o]), -spec.requantization.shift[o]);
-        }
+          bias_(padded_bias(spec)),
+          scale_(padded_scale(spec)) {
         rows_.weight = weight_.data();
         rows_.target = target_.data();
     }
@@ -177,8 +172,9 @@ class Linear final : public Step {
     int kernels_, padded_;
     Rows rows_;
     AlignedVector<int8_t> weight_;
-    std::vector<int32_t> target_, bias_;
-    std::vector<float> scale_;
+    std::vector<int32_t> target_;
+    AlignedVector<int32_t> bias_;
+    AlignedVector<float> scale_;
 };
 
 bool fits(const LayerSpec& s) { return is_linear(s) && s.input.dtype != DType::f32 && requantizes_exactly(s); }

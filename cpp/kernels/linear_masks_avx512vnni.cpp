@@ -129,12 +129,8 @@ class LinearMasks final : public Step {
           sum_group_(sum_group_of(slots_, std::make_integer_sequence<int, kMaxSlots>())),
           entries_(row_bytes_ * s.rows + 2 * kEntry),
           place_(round_up(kernels_, 16), static_cast<int32_t>(sums_size())),
-          bias_(round_up(kernels_, 16)),
-          scale_(s.requantization.empty() ? 0 : round_up(kernels_, 16)) {
-        if (s.bias) std::memcpy(bias_.data(), s.bias, sizeof(int32_t) * kernels_);
-        for (size_t o = 0; o < scale_.size() && o < static_cast<size_t>(kernels_); ++o) {
-            scale_[o] = std::ldexp(static_cast<float>(s.requantization.multiplier[o]), -s.requantization.shift[o]);
-        }
+          bias_(padded_bias(s)),
+          scale_(padded_scale(s)) {
         lay_out(*s.packed, s.rows);
         find_places(*s.packed, s.rows);
     }
@@ -213,8 +209,9 @@ class LinearMasks final : public Step {
     int passes_, slots_;
     SumGroup sum_group_;
     AlignedVector<int8_t> entries_;
-    std::vector<int32_t> place_, bias_;
-    std::vector<float> scale_;
+    std::vector<int32_t> place_;
+    AlignedVector<int32_t> bias_;
+    AlignedVector<float> scale_;
     std::vector<Extra> extras_;
 };
 

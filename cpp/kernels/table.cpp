@@ -5,6 +5,7 @@
 // Tiers for processors of other architectures are not built.
 #if defined(__x86_64__)
 #include "amx.h"
+#include "avx512.h"
 #include "avx512vnni.h"
 #define CS_X86(...) __VA_ARGS__
 #else
@@ -31,12 +32,15 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
         {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
         CS_X86({"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
                {"conv_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::conv_sparse_dense},
+               {"depthwise_dot", Tier::avx512vnni, Mode::dense, avx512vnni::depthwise},
                {"linear_dot", Tier::avx512vnni, Mode::dense, avx512vnni::linear_dense},
                {"linear_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_dense_select},
                {"linear_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::linear_sparse_dense},
                {"linear_packed_dot_select", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_sparse_sparse},
                {"linear_packed_masks", Tier::avx512vnni, Mode::sparse_sparse, avx512vnni::linear_masks},
-               {"conv_tiles", Tier::amx, Mode::dense, amx::conv_dense})};
+               {"conv_tiles", Tier::amx, Mode::dense, amx::conv_dense},
+               {"conv_strips", Tier::amx, Mode::dense, amx::conv_strips},
+               {"conv_packed_tiles", Tier::amx, Mode::sparse_dense, amx::conv_sparse_dense})};
     return table;
 }
 
@@ -50,38 +54,48 @@ const std::vector<Kernel<KwtaSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<ReluSpec>>& kernels() {
-    static const std::vector<Kernel<ReluSpec>> table = {{"relu", Tier::scalar, Mode::none, scalar::relu}};
+    static const std::vector<Kernel<ReluSpec>> table = {
+        {"relu", Tier::scalar, Mode::none, scalar::relu},
+        CS_X86({"relu_vector", Tier::avx512, Mode::none, avx512::relu})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<AffineSpec>>& kernels() {
-    static const std::vector<Kernel<AffineSpec>> table = {{"affine", Tier::scalar, Mode::none, scalar::affine}};
+    static const std::vector<Kernel<AffineSpec>> table = {
+        {"affine", Tier::scalar, Mode::none, scalar::affine},
+        CS_X86({"affine_vector", Tier::avx512, Mode::none, avx512::affine})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<PoolSpec>>& kernels() {
-    static const std::vector<Kernel<PoolSpec>> table = {{"pool", Tier::scalar, Mode::none, scalar::pool}};
+    static const std::vector<Kernel<PoolSpec>> table = {
+        {"pool", Tier::scalar, Mode::none, scalar::pool},
+        CS_X86({"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<AddSpec>>& kernels() {
-    static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add}};
+    static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add},
+                                                       CS_X86({"add_vector", Tier::avx512, Mode::none, avx512::add})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<ConcatSpec>>& kernels() {
-    static const std::vector<Kernel<ConcatSpec>> table = {{"concat", Tier::scalar, Mode::none, scalar::concat}};
+    static const std::vector<Kernel<ConcatSpec>> table = {
+        {"concat", Tier::scalar, Mode::none, scalar::concat},
+        CS_X86({"concat_vector", Tier::avx512, Mode::none, avx512::concat})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<DequantizeSpec>>& kernels() {
     static const std::vector<Kernel<DequantizeSpec>> table = {
-        {"dequantize", Tier::scalar, Mode::none, scalar::dequantize}};
+        {"dequantize", Tier::scalar, Mode::none, scalar::dequantize},
+        CS_X86({"dequantize_vector", Tier::avx512, Mode::none, avx512::dequantize})};
     return table;
 }
 

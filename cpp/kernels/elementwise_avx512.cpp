@@ -1,0 +1,271 @@
+// What works element by element, avx512 tier: ReLU, affine, addition, concatenation, dequantization.
+//
+// Why it is fast: every one is bound by its loads and stores once the arithmetic is a few instructions per vector.
+// An addition multiplies 16-bit pairs (a, b) by (Ma, Mb) with VPMADDWD, which takes signed 16 bits: each multiplier is
+// split into its upper 15 bits and its last one. Interleaving and packing with saturation undo each other's order.
+// A concatenation of tensors that have the common scale already is a copy.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "arithmetic.h"
+#include "avx512.h"
+#include "avx512_math.h"
+
+namespace cs::avx512 {
+namespace {
+
+template <DType kType>
+CS_AVX512 inline __m512i rectify(__m512i x) {
+    const __m512i zero = _mm512_setzero_si512();
+    if constexpr (kType == DType::s8) return _mm512_max_epi8(x, zero);
+    if constexpr (kType == DType::s32) return _mm512_max_epi32(x, zero);
+    if constexpr (kType == DType::f32) return _mm512_castps_si512(_mm512_max_ps(__m512{}, _mm512_castsi512_ps(x)));
+    return x;
+}
+
+template <DType kType>
+CS_AVX512 void rectify(const std::byte* x, int64_t bytes, std::byte* out) {
+    for (int64_t at = 0; at < bytes; at += 64) {
+        const __mmask64 mask = first64(bytes - at);
+        _mm512_mask_storeu_epi8(out + at, mask, rectify<kType>(_mm512_maskz_loadu_epi8(mask, x + at)));
+    }
+}
+
+class Relu final : public Step {
+  public:
+    explicit Relu(const ReluSpec& spec) : tensor_(spec.tensor) {}
+
+    void run(const Call& call) const noexcept override {
+        const auto bytes = static_cast<int64_t>(tensor_.bytes());
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const auto* x = sample<std::byte>(call.inputs[0], tensor_, n);
+            auto* out = sample<std::byte>(call.output, tensor_, n);
+            if (tensor_.dtype == DType::u8) rectify<DType::u8>(x, bytes, out);
+            if (tensor_.dtype == DType::s8) rectify<DType::s8>(x, bytes, out);
+            if (tensor_.dtype == DType::s32) rectify<DType::s32>(x, bytes, out);
+            if (tensor_.dtype == DType::f32) rectify<DType::f32>(x, bytes, out);
+        }
+    }
+
+  private:
+    Tensor tensor_;
+};
+
+class Affine final : public Step {
+  public:
+    explicit Affine(const AffineSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        const int channels = spec_.tensor.channels;
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const float* x = sample<float>(call.inputs[0], spec_.tensor, n);
+            float* out = sample<float>(call.output, spec_.tensor, n);
+            for (int64_t p = 0; p < spec_.tensor.positions(); ++p) scale(x + p * channels, out + p * channels);
+        }
+    }
+
+  private:
+    CS_AVX512 void scale(const float* x, float* out) const {
+        for (int c = 0; c < spec_.tensor.channels; c += 16) {
+            const __mmask16 mask = first16(spec_.tensor.channels - c);
+            const __m512 scaled_f32x16 =
+                _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c), _mm512_maskz_loadu_ps(mask, spec_.scale.data() + c));
+            const __m512 shift_f32x16 = _mm512_maskz_loadu_ps(mask, spec_.shift.data() + c);
+            _mm512_mask_storeu_ps(out + c, mask, _mm512_add_ps(scaled_f32x16, shift_f32x16));
+        }
+    }
+
+    AffineSpec spec_;
+};
+
+CS_AVX512 void add_floats(const float* a, const float* b, int64_t size, float* out) {
+    for (int64_t i = 0; i < size; i += 16) {
+        const __mmask16 mask = first16(size - i);
+        const __m512 sum_f32x16 = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, a + i), _mm512_maskz_loadu_ps(mask, b + i));
+        _mm512_mask_storeu_ps(out + i, mask, sum_f32x16);
+    }
+}
+
+CS_AVX512 inline __m512i widen32(const std::byte* from, __mmask32 mask, bool is_signed) {
+    const __m256i bytes_x8x32 = _mm256_maskz_loadu_epi8(mask, from);
+    return is_signed ? _mm512_cvtepi8_epi16(bytes_x8x32) : _mm512_cvtepu8_epi16(bytes_x8x32);
+}
+
+class AddIntegers final : public Step {
+  public:
+    explicit AddIntegers(const AddSpec& spec)
+        : first_(spec.first),
+          second_(spec.second),
+          output_(spec.output),
+          upper_(pair(spec.requantization.multiplier[0] >> 1, spec.requantization.multiplier[1] >> 1)),
+          last_(pair(spec.requantization.multiplier[0] & 1, spec.requantization.multiplier[1] & 1)),
+          // Products stay below 2**26, so that shifts by more than 31 give what a shift by 31 gives, 0.
+          shift_(std::min<int>(spec.requantization.shift[0], 31)) {}
+
+    void run(const Call& call) const noexcept override {
+        for (int64_t n = 0; n < call.samples; ++n) {
+            add(sample<std::byte>(call.inputs[0], first_, n), sample<std::byte>(call.inputs[1], second_, n),
+                sample<std::byte>(call.output, output_, n));
+        }
+    }
+
+  private:
+    static int32_t pair(int first, int second) { return second << 16 | first; }
+
+    CS_AVX512 __m512i weigh(__m512i pairs_s16x32) const {
+        const __m512i upper_s32x16 = _mm512_madd_epi16(pairs_s16x32, _mm512_set1_epi32(upper_));
+        const __m512i last_s32x16 = _mm512_madd_epi16(pairs_s16x32, _mm512_set1_epi32(last_));
+        const __m512i sum_s32x16 = _mm512_add_epi32(_mm512_slli_epi32(upper_s32x16, 1), last_s32x16);
+        const __m512i rounded_s32x16 = _mm512_add_epi32(sum_s32x16, _mm512_set1_epi32(1 << (shift_ - 1)));
+        return _mm512_sra_epi32(rounded_s32x16, _mm_cvtsi32_si128(shift_));
+    }
+
+    CS_AVX512 void add(const std::byte* a, const std::byte* b, std::byte* out) const {
+        const bool signed_a = first_.dtype == DType::s8, signed_b = second_.dtype == DType::s8;
+        for (int64_t i = 0; i < output_.size(); i += 32) {
+            const __mmask32 mask = first32(output_.size() - i);
+            const __m512i a_s16x32 = widen32(a + i, mask, signed_a), b_s16x32 = widen32(b + i, mask, signed_b);
+            const __m512i low = weigh(_mm512_unpacklo_epi16(a_s16x32, b_s16x32));
+            const __m512i high = weigh(_mm512_unpackhi_epi16(a_s16x32, b_s16x32));
+            const __m512i sum_s16x32 = _mm512_packs_epi32(low, high);
+            const __m256i result_x8x32 = output_.dtype == DType::s8
+                                             ? _mm512_cvtsepi16_epi8(sum_s16x32)
+                                             : _mm512_cvtusepi16_epi8(_mm512_max_epi16(sum_s16x32, __m512i{}));
+            _mm256_mask_storeu_epi8(out + i, mask, result_x8x32);
+        }
+    }
+
+    Tensor first_, second_, output_;
+    int32_t upper_, last_;
+    int shift_;
+};
+
+class AddFloats final : public Step {
+  public:
+    explicit AddFloats(const AddSpec& spec) : tensor_(spec.output) {}
+
+    void run(const Call& call) const noexcept override {
+        for (int64_t n = 0; n < call.samples; ++n) {
+            add_floats(sample<float>(call.inputs[0], tensor_, n), sample<float>(call.inputs[1], tensor_, n),
+                       tensor_.size(), sample<float>(call.output, tensor_, n));
+        }
+    }
+
+  private:
+    Tensor tensor_;
+};
+
+class Concat final : public Step {
+  public:
+    explicit Concat(const ConcatSpec& spec) : spec_(spec) {
+        for (size_t i = 0; i < spec.inputs.size() && !spec.requantization.empty(); ++i) {
+            const int multiplier = spec.requantization.multiplier[i], shift = spec.requantization.shift[i];
+            scale_.push_back(std::ldexp(static_cast<float>(multiplier), -shift));
+        }
+    }
+
+    void run(const Call& call) const noexcept override {
+        int64_t offset = 0;
+        for (size_t i = 0; i < spec_.inputs.size(); ++i) {
+            const Tensor& in = spec_.inputs[i];
+            for (int64_t n = 0; n < call.samples; ++n) {
+                join(i, sample<std::byte>(call.inputs[i], in, n),
+                     sample<std::byte>(call.output, spec_.output, n) + offset);
+            }
+            offset += in.channels * static_cast<int64_t>(element_bytes(in.dtype));
+        }
+    }
+
+  private:
+    int64_t pixel_bytes(const Tensor& t) const { return t.channels * static_cast<int64_t>(element_bytes(t.dtype)); }
+
+    void join(size_t i, const std::byte* x, std::byte* out) const {
+        const Tensor& in = spec_.inputs[i];
+        const bool is_copy = in.dtype == spec_.output.dtype && (scale_.empty() || scale_[i] == 1.0f);
+        for (int64_t p = 0; p < in.positions(); ++p, x += pixel_bytes(in), out += pixel_bytes(spec_.output)) {
+            if (is_copy) {
+                std::memcpy(out, x, pixel_bytes(in));
+            } else {
+                requantize_pixel(x, in.channels, in.dtype == DType::s8, scale_[i], out);
+            }
+        }
+    }
+
+    CS_AVX512 void requantize_pixel(const std::byte* x, int channels, bool is_signed, float scale,
+                                    std::byte* out) const {
+        for (int c = 0; c < channels; c += 16) {
+            const __mmask16 mask = first16(channels - c);
+            const __m512i result = requantize16(widen16(x + c, mask, is_signed), _mm512_set1_ps(scale));
+            _mm_mask_storeu_epi8(out + c, mask, narrow16(result, spec_.output.dtype == DType::u8));
+        }
+    }
+
+    ConcatSpec spec_;
+    std::vector<float> scale_;  // per input
+};
+
+class Dequantize final : public Step {
+  public:
+    explicit Dequantize(const DequantizeSpec& spec)
+        : spec_(spec),
+          per_channel_(spec.scale.size() > 1),
+          run_(per_channel_ ? spec.input.channels : spec.input.size()),
+          scale_(spec.scale) {
+        if (!per_channel_) scale_.assign(16, spec.scale[0]);
+        scale_.resize(round_up(scale_.size(), 16));
+    }
+
+    void run(const Call& call) const noexcept override {
+        const auto element = static_cast<int64_t>(element_bytes(spec_.input.dtype));
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const auto* x = sample<std::byte>(call.inputs[0], spec_.input, n);
+            auto* out = sample<float>(call.output, spec_.output, n);
+            for (int64_t i = 0; i < spec_.input.size(); i += run_) multiply(x + i * element, out + i);
+        }
+    }
+
+  private:
+    CS_AVX512 __m512i load(const std::byte* x, int64_t i, __mmask16 mask) const {
+        if (spec_.input.dtype == DType::s32) return _mm512_maskz_loadu_epi32(mask, x + 4 * i);
+        return widen16(x + i, mask, spec_.input.dtype == DType::s8);
+    }
+
+    // In double, rounded once.
+    CS_AVX512 void multiply(const std::byte* x, float* out) const {
+        for (int64_t i = 0; i < run_; i += 16) {
+            const __mmask16 mask = first16(run_ - i);
+            const double* scale = scale_.data() + (per_channel_ ? i : 0);
+            const __m512i value_s32x16 = load(x, i, mask);
+            const __m512d low = _mm512_cvtepi32_pd(_mm512_castsi512_si256(value_s32x16));
+            const __m512d high = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(value_s32x16, 1));
+            const __m256 low_f32x8 = _mm512_cvtpd_ps(_mm512_mul_pd(low, _mm512_loadu_pd(scale)));
+            const __m256 high_f32x8 = _mm512_cvtpd_ps(_mm512_mul_pd(high, _mm512_loadu_pd(scale + 8)));
+            _mm512_mask_storeu_ps(out + i, mask, _mm512_insertf32x8(_mm512_castps256_ps512(low_f32x8), high_f32x8, 1));
+        }
+    }
+
+    DequantizeSpec spec_;
+    bool per_channel_;
+    int64_t run_;  // elements after which the scales begin again
+    std::vector<double> scale_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> relu(const ReluSpec& spec) { return std::make_unique<Relu>(spec); }
+
+std::unique_ptr<Step> affine(const AffineSpec& spec) { return std::make_unique<Affine>(spec); }
+
+std::unique_ptr<Step> add(const AddSpec& spec) {
+    if (spec.output.dtype == DType::f32) return std::make_unique<AddFloats>(spec);
+    return std::make_unique<AddIntegers>(spec);
+}
+
+std::unique_ptr<Step> concat(const ConcatSpec& spec) { return std::make_unique<Concat>(spec); }
+
+std::unique_ptr<Step> dequantize(const DequantizeSpec& spec) {
+    return spec.input.dtype == DType::f32 ? nullptr : std::make_unique<Dequantize>(spec);
+}
+
+}  // namespace cs::avx512

@@ -1,0 +1,155 @@
+// Max and average pooling, avx512 tier.
+//
+// Why it is fast: channels lie in lanes, 64 bytes at a time, and the window's pixels are combined in one register: a
+// load and a VPMAXUB per pixel, whatever the strides. Means widen to 32 bits (or double for float32) on the way, so
+// that sums are exact, and are requantized as sums. Where windows reach beyond the image they are clipped, once per
+// window.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "arithmetic.h"
+#include "avx512.h"
+#include "avx512_math.h"
+
+namespace cs::avx512 {
+namespace {
+
+// The pixels of a window that lie in the image.
+struct Patch {
+    const std::byte* first;
+    int64_t line_bytes, pixel_bytes;
+    int rows, columns;
+};
+
+template <DType kType>
+CS_AVX512 inline __m512i larger(__m512i a, __m512i b) {
+    if constexpr (kType == DType::u8) return _mm512_max_epu8(a, b);
+    if constexpr (kType == DType::s8) return _mm512_max_epi8(a, b);
+    if constexpr (kType == DType::s32) return _mm512_max_epi32(a, b);
+    return _mm512_castps_si512(_mm512_max_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
+}
+
+template <DType kType>
+CS_AVX512 inline __m512i lowest() {
+    if constexpr (kType == DType::u8) return _mm512_setzero_si512();
+    if constexpr (kType == DType::s8) return _mm512_set1_epi8(-128);
+    if constexpr (kType == DType::s32) return _mm512_set1_epi32(std::numeric_limits<int32_t>::min());
+    return _mm512_castps_si512(_mm512_set1_ps(-std::numeric_limits<float>::infinity()));
+}
+
+template <DType kType>
+CS_AVX512 void maximum(const Patch& p, std::byte* out) {
+    for (int64_t at = 0; at < p.pixel_bytes; at += 64) {
+        const __mmask64 mask = first64(p.pixel_bytes - at);
+        __m512i best = lowest<kType>();
+        for (int y = 0; y < p.rows; ++y) {
+            const std::byte* pixel = p.first + y * p.line_bytes + at;
+            for (int x = 0; x < p.columns; ++x, pixel += p.pixel_bytes) {
+                best = larger<kType>(best, _mm512_maskz_loadu_epi8(mask, pixel));
+            }
+        }
+        _mm512_mask_storeu_epi8(out + at, mask, best);
+    }
+}
+
+// The requantized sums of integers.
+template <DType kType>
+CS_AVX512 void mean_integers(const Patch& p, float scale, bool to_unsigned, std::byte* out) {
+    for (int64_t c = 0; c < p.pixel_bytes; c += 16) {
+        const __mmask16 mask = first16(p.pixel_bytes - c);
+        __m512i sum_s32x16 = _mm512_setzero_si512();
+        for (int y = 0; y < p.rows; ++y) {
+            const std::byte* pixel = p.first + y * p.line_bytes + c;
+            for (int x = 0; x < p.columns; ++x, pixel += p.pixel_bytes) {
+                sum_s32x16 = _mm512_add_epi32(sum_s32x16, widen16(pixel, mask, kType == DType::s8));
+            }
+        }
+        const __m512i result = requantize16(sum_s32x16, _mm512_set1_ps(scale));
+        _mm_mask_storeu_epi8(out + c, mask, narrow16(result, to_unsigned));
+    }
+}
+
+// Sums in double, as the scalar tier has them.
+CS_AVX512 void mean_floats(const Patch& p, int area, float* out) {
+    const int64_t channels = p.pixel_bytes / 4;
+    for (int64_t c = 0; c < channels; c += 8) {
+        const auto mask = static_cast<__mmask8>(first16(channels - c));
+        __m512d sum_f64x8 = _mm512_setzero_pd();
+        for (int y = 0; y < p.rows; ++y) {
+            const std::byte* pixel = p.first + y * p.line_bytes + c * 4;
+            for (int x = 0; x < p.columns; ++x, pixel += p.pixel_bytes) {
+                sum_f64x8 = _mm512_add_pd(sum_f64x8, _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, pixel)));
+            }
+        }
+        _mm256_mask_storeu_ps(out + c, mask, _mm512_cvtpd_ps(_mm512_div_pd(sum_f64x8, _mm512_set1_pd(area))));
+    }
+}
+
+class Pool final : public Step {
+  public:
+    explicit Pool(const PoolSpec& spec) : spec_(spec) {
+        if (spec.requantization.empty()) return;
+        const int multiplier = spec.requantization.multiplier[0], shift = spec.requantization.shift[0];
+        scale_ = std::ldexp(static_cast<float>(multiplier), -shift);
+    }
+
+    void run(const Call& call) const noexcept override {
+        const int64_t step = spec_.output.channels * static_cast<int64_t>(element_bytes(spec_.output.dtype));
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const auto* image = sample<std::byte>(call.inputs[0], spec_.input, n);
+            auto* out = sample<std::byte>(call.output, spec_.output, n);
+            for (int y = 0; y < spec_.output.height; ++y) {
+                for (int x = 0; x < spec_.output.width; ++x, out += step) reduce(patch(image, y, x), out);
+            }
+        }
+    }
+
+  private:
+    Patch patch(const std::byte* image, int y, int x) const {
+        const Tensor& in = spec_.input;
+        const Window& w = spec_.window;
+        const int top = y * w.stride_h - w.pad_top, left = x * w.stride_w - w.pad_left;
+        const int first_row = std::max(0, top), first_column = std::max(0, left);
+        const int64_t pixel = in.channels * static_cast<int64_t>(element_bytes(in.dtype)), line = in.width * pixel;
+        return {image + first_row * line + first_column * pixel, line, pixel,
+                std::min(in.height, top + w.kernel_h) - first_row,
+                std::min(in.width, left + w.kernel_w) - first_column};
+    }
+
+    void reduce(const Patch& p, std::byte* out) const {
+        const bool to_unsigned = spec_.output.dtype == DType::u8;
+        switch (spec_.input.dtype) {
+            case DType::u8:
+                return spec_.average ? mean_integers<DType::u8>(p, scale_, to_unsigned, out)
+                                     : maximum<DType::u8>(p, out);
+            case DType::s8:
+                return spec_.average ? mean_integers<DType::s8>(p, scale_, to_unsigned, out)
+                                     : maximum<DType::s8>(p, out);
+            case DType::s32:
+                return maximum<DType::s32>(p, out);
+            case DType::f32:
+                if (!spec_.average) return maximum<DType::f32>(p, out);
+                return mean_floats(p, spec_.window.kernel_h * spec_.window.kernel_w, reinterpret_cast<float*>(out));
+        }
+    }
+
+    PoolSpec spec_;
+    float scale_ = 0;
+};
+
+// Sums must be exact in float32 and their results must fit 32 bits.
+bool requantizes_exactly(const PoolSpec& spec) {
+    if (!spec.average || spec.input.dtype == DType::f32) return true;
+    const int64_t largest = int64_t{255} * spec.window.kernel_h * spec.window.kernel_w;
+    const double scale = std::ldexp(spec.requantization.multiplier[0], -spec.requantization.shift[0]);
+    return element_bytes(spec.input.dtype) == 1 && largest < (1 << 24) && static_cast<double>(largest) * scale < 1e9;
+}
+
+}  // namespace
+
+std::unique_ptr<Step> pool(const PoolSpec& spec) {
+    return requantizes_exactly(spec) ? std::make_unique<Pool>(spec) : nullptr;
+}
+
+}  // namespace cs::avx512
