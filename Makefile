@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cp
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study fuzz sanitize clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fuzz sanitize clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -45,6 +45,23 @@ peers: $(PEERS:%=.venv-peers/%/.ready)
 # The same functions in all of them; then the tables and pictures. Under 40 minutes once they are installed.
 bench-peers: $(VENV)/.bench peers
 	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
+	$(BIN)/python bench/report.py
+
+# The documentation as a web site in build/site.
+docs: $(VENV)/.test
+	$(BIN)/python -m mkdocs build --strict -d build/site
+
+# A wheel for this Python in dist/, tried in an environment that has nothing else. cibuildwheel makes those of all Pythons.
+wheel: $(VENV)/.test
+	rm -rf dist build/wheel-env
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet dist/*.whl
+	cd build && wheel-env/bin/csengine compare kws --backend cpp,reference && wheel-env/bin/csengine demo
+
+# Accuracy against sparsity on handwritten digits. About fifteen minutes on one core.
+digits-study: $(VENV)/.bench
+	$(BIN)/python examples/digits/study.py
 	$(BIN)/python bench/report.py
 
 # The shipped models, from nothing: synthesize speech, train, quantize, pack. About half an hour on two cores.
@@ -97,8 +114,8 @@ $(VENV)/.bench: $(VENV)/.test
 
 $(VENV)/.test: $(VENV)/.core
 	tools/system_packages.sh espeak-ng
-	$(BIN)/python -m pip install --quiet --editable '.[torch,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[torch,test,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build csengine/*.so csengine.egg-info
+	rm -rf $(VENV) build dist csengine/*.so csengine.egg-info

@@ -319,3 +319,49 @@ def kernels_table(report: Report) -> str:
         times[kernel["tier"]] = min(kernel["median"], times.get(kernel["tier"], float("inf")))
     rows = [(layer, *(micro(times[tier]) if tier in times else "" for tier in tiers)) for layer, times in found.items()]
     return markdown(("layer", *(f">{tier}, µs" for tier in tiers)), rows)
+
+
+# --- accuracy, imports -----------------------------------------------------------------------------------------------
+
+METHODS = {
+    "random": "random, static",
+    "magnitude": "by magnitude, 1×1",
+    "blocks": "by magnitude, 4×16",
+    "winners": "by magnitude, k-winners",
+}
+
+
+def accuracies(results: Iterable[Row]) -> dict[str, dict[float, list[float]]]:
+    """Accuracies of all seeds by method and sparsity."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for result in results:
+        found.setdefault(result["method"], {}).setdefault(result["sparsity"], []).append(result["accuracy"])
+    return found
+
+
+def digits_table(results: list[Row]) -> str:
+    """Mean accuracy by sparsity and method."""
+    found = accuracies(results)
+    (dense,) = found["dense"].values()
+    sparsities = sorted({result["sparsity"] for result in results} - {0.0})
+    rows = [
+        (f"{sparsity:.0%}", *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
+    ]
+    header = (">sparsity", *(f">{label}" for label in METHODS.values()))
+    return f"{markdown(header, rows)}\n\nDense: {_mean_percent(dense)} (mean of {len(dense)} seeds, int8)."
+
+
+def _mean_percent(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1%}".replace("%", " %")
+
+
+def imports_table(networks: Iterable[Row]) -> str:
+    """What came of importing other people's networks."""
+    rows = []
+    for row in networks:
+        if "refused" in row:
+            rows.append((row["network"], str(row["nodes"]), "", "", f"refused: {row['refused']}"))
+        else:
+            counts = (str(row["nodes"]), str(row["layers"]), str(row["compared"]))
+            rows.append((row["network"], *counts, f"{row['result']:.0e} (worst tensor {row['worst']:.0e})"))
+    return markdown(("network", ">ONNX nodes", ">ours", ">tensors compared", "relative error of the result"), rows)

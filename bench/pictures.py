@@ -297,3 +297,30 @@ def threads(points: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("times as fast as one thread")
     figure.suptitle(f"What {most} threads gain", weight="bold")
     save(figure, path)
+
+
+# --- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def digits(results: Sequence[Row], path: Path) -> None:
+    """Accuracy against sparsity: mean and range of the seeds."""
+    found = comparison.accuracies(results)
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    (dense,) = found["dense"].values()
+    axes.axhline(100 * sum(dense) / len(dense), color=GREY, linestyle="--", label="dense")
+    for method, label in comparison.METHODS.items():
+        points = sorted(found[method].items())
+        x = [100 * (1 - sparsity) for sparsity, _ in points]
+        axes.plot(x, [100 * sum(values) / len(values) for _, values in points], "o-", label=label)
+        axes.fill_between(
+            x, [100 * min(values) for _, values in points], [100 * max(values) for _, values in points], alpha=0.15
+        )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    ticks = [100 * (1 - sparsity) for sparsity, _ in points]
+    axes.set_xticks(ticks, [f"{100 - tick:.0f} %" for tick in ticks], minor=False)
+    axes.minorticks_off()
+    axes.set(xlabel="sparsity of the two middle layers", ylabel="accuracy, %")
+    axes.legend()
+    titled(axes, "Handwritten digits, int8 network")
+    save(figure, path)

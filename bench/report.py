@@ -154,12 +154,25 @@ def kernels(report: comparison.Report, images: Path) -> dict[str, str]:
     }
 
 
+def digits(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.digits(report["results"], images / "digits.png")
+    table = comparison.digits_table(report["results"])
+    return {"digits": f"![Accuracy against sparsity](images/digits.png)\n\n{table}"}
+
+
+def imports(report: comparison.Report, images: Path) -> dict[str, str]:
+    del images
+    return {"imports": comparison.imports_table(report["networks"])}
+
+
 SECTIONS: Mapping[str, Callable[[comparison.Report, Path], dict[str, str]]] = {
     "peers-networks": networks,
     "peers-linear": linear,
     "peers-convolutions": convolutions,
     "scaling": scaling,
     "kernels": kernels,
+    "digits": digits,
+    "imports": imports,
 }
 
 

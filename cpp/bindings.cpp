@@ -162,14 +162,18 @@ class Builder {
 
     void relu(const std::string& node, int input, int output) { add(node, ReluSpec{at(input)}, {input}, output); }
 
+    void clip(const std::string& node, int input, int output, float low, float high) {
+        add(node, ClipSpec{at(input), low, high}, {input}, output);
+    }
+
     void affine(const std::string& node, int input, int output, const Array<float>& scale, const Array<float>& shift) {
         add(node, AffineSpec{at(input), to_vector(scale), to_vector(shift)}, {input}, output);
     }
 
     void pool(const std::string& node, int input, int output, std::array<int, 6> window, bool average,
-              const Requantized& scaling) {
-        add(node, PoolSpec{at(input), at(output), to_window(window), average, requantization(scaling)}, {input},
-            output);
+              bool count_padding, const Requantized& scaling) {
+        add(node, PoolSpec{at(input), at(output), to_window(window), average, count_padding, requantization(scaling)},
+            {input}, output);
     }
 
     void add_tensors(const std::string& node, int first, int second, int output, const Requantized& scaling) {
@@ -323,6 +327,7 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<LayerSpec>("layer", rows);
     list_kernels<KwtaSpec>("kwta", rows);
     list_kernels<ReluSpec>("relu", rows);
+    list_kernels<ClipSpec>("clip", rows);
     list_kernels<AffineSpec>("affine", rows);
     list_kernels<PoolSpec>("pool", rows);
     list_kernels<AddSpec>("add", rows);
@@ -366,6 +371,7 @@ PYBIND11_MODULE(_native, m) {
         .def("layer", &Builder::layer)
         .def("kwta", &Builder::kwta)
         .def("relu", &Builder::relu)
+        .def("clip", &Builder::clip)
         .def("affine", &Builder::affine)
         .def("pool", &Builder::pool)
         .def("add", &Builder::add_tensors)

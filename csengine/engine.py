@@ -30,6 +30,7 @@ _MODULES = {
 }
 
 Array = NDArray[Any]
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class Engine:
         self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
         self._to_nchw = graph.layout == "NCHW" and len(graph.output_type.shape) == 3
         self._own_type = np.dtype(graph.input.dtype)
+        shape, result = graph.input.shape, graph.output_type.shape
+        self._input_shape = (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+        self._output_shape = (result[2], result[0], result[1]) if self._to_nchw else result
 
     @classmethod
     def load(
@@ -137,14 +141,12 @@ class Engine:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input sample, as the source model had it."""
-        shape = self.model.graph.input.shape
-        return (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+        return self._input_shape
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one result, as the source model had it."""
-        shape = self.model.graph.output_type.shape
-        return (shape[2], shape[0], shape[1]) if self._to_nchw else shape
+        return self._output_shape
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -199,25 +201,30 @@ class Engine:
     def _to_batch(self, x: ArrayLike) -> tuple[Array, bool]:
         """A contiguous NHWC batch of a type that programs take, and whether x was one sample."""
         array = np.asarray(x)
-        if array.dtype != self._own_type and array.dtype != np.float32:
-            if array.dtype.kind not in "fiub":
-                raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
-            if array.dtype.kind != "f" and self._own_type.kind != "f":
-                raise ShapeError(
-                    f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
-                    "or float32 (real values, which the model quantizes)"
-                )
-            with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
-                array = array.astype(np.float32)
-        is_single = array.shape == self.input_shape
+        if array.dtype is not _FLOAT32 and array.dtype != self._own_type:
+            array = self._to_float(array)
+        shape = array.shape
+        is_single = shape == self._input_shape
         if is_single:
             array = array[None]
-        elif array.shape[1:] != self.input_shape or array.ndim != len(self.input_shape) + 1:
-            one, many = _shown(self.input_shape), _shown(("B", *self.input_shape))
-            raise ShapeError(f"input has shape {array.shape}; expected {one} for one sample or {many} for a batch")
+        elif shape[1:] != self._input_shape or not shape:
+            one, many = _shown(self._input_shape), _shown(("B", *self._input_shape))
+            raise ShapeError(f"input has shape {shape}; expected {one} for one sample or {many} for a batch")
         if self._to_nhwc:
             array = array.transpose(0, 2, 3, 1)
         return np.ascontiguousarray(array), is_single
+
+    def _to_float(self, array: Array) -> Array:
+        """Real numbers of any type as float32. Raises ShapeError for other types, and for integers of another type."""
+        if array.dtype.kind not in "fiub":
+            raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
+        if array.dtype.kind != "f" and self._own_type.kind != "f":
+            raise ShapeError(
+                f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
+                "or float32 (real values, which the model quantizes)"
+            )
+        with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
+            return array.astype(np.float32)
 
 
 def _shown(shape: tuple[object, ...]) -> str:

@@ -11,7 +11,20 @@ from numpy.typing import NDArray
 
 from csengine import reference
 from csengine.backends import KernelChoice, KernelTiming
-from csengine.graph import KWTA, OPERATION_NAMES, Add, Concat, Conv2d, Graph, Linear, MaxPool, Node, Relu, Reshape
+from csengine.graph import (
+    KWTA,
+    OPERATION_NAMES,
+    Add,
+    Clip,
+    Concat,
+    Conv2d,
+    Graph,
+    Linear,
+    MaxPool,
+    Node,
+    Relu,
+    Reshape,
+)
 from csengine.packing import PackedMatrix
 
 
@@ -107,6 +120,8 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
         case KWTA():
             return min(inputs[0], node.k / node.scope_size(graph.input_types(node)[0]))
         case Relu():
+            return min(inputs[0], 0.5)
+        case Clip() if node.minimum == 0:
             return min(inputs[0], 0.5)
         case MaxPool():
             return min(1.0, inputs[0] * node.kernel[0] * node.kernel[1])

@@ -454,11 +454,10 @@ def test_pools(channels: int, dtype: str) -> None:
     for window in windows:
         check((integers("x", shape, dtype), MaxPool(name="y", inputs=("x",), **window)), x)
         area = window["kernel"][0] * window["kernel"][1]
-        for to in ("uint8", "int8"):
-            scaling = requantization(rng, 1, 60.0 * area, to)
-            check(
-                (integers("x", shape, dtype), AveragePool(name="y", inputs=("x",), requantization=scaling, **window)), x
-            )
+        for to, counts in itertools.product(("uint8", "int8"), (True, False)):
+            scaling = requantization(rng, 1 if counts else area, 60.0 * area, to)
+            mean = AveragePool(name="y", inputs=("x",), requantization=scaling, count_padding=counts, **window)
+            check((integers("x", shape, dtype), mean), x)
 
 
 @pytest.mark.parametrize("channels", EDGES[1:])

@@ -26,7 +26,7 @@ from csengine.cli.output import Progress
 from csengine.container import Model
 from csengine.convert import convert
 from csengine.errors import QuantizationError
-from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, MaxPool, Relu, Reshape
+from csengine.graph import KWTA, AveragePool, Clip, Conv2d, Graph, Input, Linear, MaxPool, Relu, Reshape
 from csengine.peers import catalogue, functions
 
 REAL_PLACE = catalogue.directory()
@@ -46,7 +46,16 @@ def network(winners: bool = True, layout: Any = "NCHW") -> Model:
         MaxPool(name="pool", inputs=("conv",), kernel=(2, 2), stride=(2, 2)),
         Relu(name="relu", inputs=("pool",)),
         KWTA(name="winners", inputs=("relu",), k=4, scope="local"),
-        Reshape(name="flatten", inputs=("winners",), shape=(256,)),
+        AveragePool(
+            name="mean",
+            inputs=("winners",),
+            kernel=(3, 3),
+            stride=(1, 1),
+            padding=(1, 1, 1, 1),
+            count_padding=False,
+        ),
+        Clip(name="clip", inputs=("mean",), minimum=-0.1, maximum=0.4),
+        Reshape(name="flatten", inputs=("clip",), shape=(256,)),
         Linear(name="hidden", inputs=("flatten",), weight=matrix(256, 70, 0.1), bias=matrix(1, 70, 1.0)[0]),
         Relu(name="relu2", inputs=("hidden",)),
         KWTA(name="winners2", inputs=("relu2",), k=9, scope="global"),
@@ -202,7 +211,7 @@ def test_the_real_function_is_near_the_integers(winners: bool) -> None:
     model = network(winners)
     x = batch(model, 5)
     exact, real = (functions.expected(model.graph, x, exact=exact) for exact in (True, False))
-    assert functions.relative_error(real, exact) < (0.2 if winners else 0.03)
+    assert functions.relative_error(real, exact) < (0.2 if winners else 0.05)
     assert not any(kind.is_integer for kind in functions.real(model.graph).types.values())
     assert functions.has_winners(model.graph) == winners
 

@@ -79,15 +79,14 @@ class Strips final : public Step {
         const int across = (output_.width + kTileRows - 1) / kTileRows;
         positions_ = (output_.width + across - 1) / across;
         lay_out(static_cast<const int8_t*>(s.dense));
-        for (int tile = 0; tile < kMaxChunks; ++tile) configuration_.set(kInput + tile, positions_);
-        configuration_.set(kWeight, kTileRows);
+        // A window that fits one tile takes no more of it than it needs: fewer rows to load.
+        const int quads = chunks_ == 1 ? (window_bytes(s) + 3) / 4 : kTileRows;
+        for (int tile = 0; tile < kMaxChunks; ++tile) configuration_.set(kInput + tile, positions_, quads * 4);
+        configuration_.set(kWeight, quads);
         for (int corner = 0; corner < 4; ++corner) configuration_.set(kSum + corner, positions_);
     }
 
-    static int chunks_of(const LayerSpec& s) {
-        const int columns = s.window.kernel_w + (s.pool_w - 1) * s.window.stride_w;
-        return (columns * s.input.channels * kLines + kRowBytes - 1) / kRowBytes;
-    }
+    static int chunks_of(const LayerSpec& s) { return (window_bytes(s) + kRowBytes - 1) / kRowBytes; }
 
     size_t scratch_bytes() const override { return image_bytes() + output_.height * strip_bytes() + 2 * sums_bytes(); }
 
@@ -112,6 +111,11 @@ class Strips final : public Step {
     }
 
   private:
+    // Of a strip, that the windows of one result take.
+    static int window_bytes(const LayerSpec& s) {
+        return (s.window.kernel_w + (s.pool_w - 1) * s.window.stride_w) * s.input.channels * kLines;
+    }
+
     int corners() const { return pool_ * pool_; }
     int64_t sums_bytes() const { return corners() * plane_bytes(); }
     int64_t plane_bytes() const { return positions_ * way_out_.position_bytes(); }

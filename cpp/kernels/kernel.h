@@ -91,6 +91,11 @@ struct ReluSpec {
     Tensor tensor;
 };
 
+struct ClipSpec {
+    Tensor tensor;
+    float low, high;  // infinite for no bound
+};
+
 struct AffineSpec {
     Tensor tensor;
     std::vector<float> scale, shift;
@@ -100,7 +105,9 @@ struct PoolSpec {
     Tensor input, output;
     Window window;
     bool average;
-    Requantization requantization;  // of an integer average
+    bool count_padding;  // whether a mean divides by the whole window, or by what lies on the image
+    Requantization
+        requantization;  // of an integer average: one pair, or one for every number of elements it divides by
 };
 
 struct AddSpec {

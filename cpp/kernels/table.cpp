@@ -77,6 +77,12 @@ const std::vector<Kernel<ReluSpec>>& kernels() {
 }
 
 template <>
+const std::vector<Kernel<ClipSpec>>& kernels() {
+    static const std::vector<Kernel<ClipSpec>> table = {{"clip", Tier::scalar, Mode::none, scalar::clip}};
+    return table;
+}
+
+template <>
 const std::vector<Kernel<AffineSpec>>& kernels() {
     static const std::vector<Kernel<AffineSpec>> table = {
         {"affine", Tier::scalar, Mode::none, scalar::affine},

@@ -17,6 +17,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -121,7 +122,7 @@ class CppProgram:
         y = self._native.run(x)
         if y is None:
             require_finite(x)
-        result: Array = y.reshape(len(x), *self._shape)
+        result: Array = y if len(self._shape) == 1 else y.reshape(len(x), *self._shape)
         return result
 
     def trace(self, x: Array) -> Mapping[str, Array]:
@@ -197,12 +198,15 @@ class _Lowering:
                 builder.kwta(node.name, *inputs, output, node.k, node.scope == "global", factor)
             case Relu():
                 builder.relu(node.name, *inputs, output)
+            case Clip():
+                builder.clip(node.name, *inputs, output, *_bounds(node))
             case Affine():
                 builder.affine(node.name, *inputs, output, node.scale, node.shift)
             case MaxPool():
-                builder.pool(node.name, *inputs, output, _window(node), False, None)
+                builder.pool(node.name, *inputs, output, _window(node), False, True, None)
             case AveragePool():
-                builder.pool(node.name, *inputs, output, _window(node), True, _pair(node.requantization))
+                scaling = _pair(node.requantization)
+                builder.pool(node.name, *inputs, output, _window(node), True, node.count_padding, scaling)
             case Add():
                 builder.add(node.name, *inputs, output, _pair(node.requantization))
             case Concat():
@@ -264,6 +268,11 @@ def _extents(kind: TensorType) -> tuple[int, int, int]:
 
 def _window(node: Conv2d | MaxPool | AveragePool) -> tuple[int, int, int, int, int, int]:
     return (*node.kernel, *node.stride, *node.padding[:2])
+
+
+def _bounds(node: Clip) -> tuple[float, float]:
+    low, high = node.minimum, node.maximum
+    return -np.inf if low is None else float(low), np.inf if high is None else float(high)
 
 
 def _pair(requantization: Requantization | None) -> tuple[Array, Array] | None:

@@ -37,6 +37,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -592,6 +593,7 @@ def _ratio(requantization: Requantization | None) -> Array | None:
 _KERNEL_NAMES: Mapping[type[Node], str] = {
     KWTA: "kwta",
     Relu: "relu",
+    Clip: "clip",
     Affine: "affine",
     MaxPool: "pool",
     AveragePool: "pool",
@@ -619,6 +621,8 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.kwta, _kwta_arguments(node, x, out))]
         case Relu():
             return [(kernels.relu, (x.reshape(-1), out.reshape(-1)))]
+        case Clip():
+            return [(kernels.clip, (x.reshape(-1), *_bounds(node, x.dtype), out.reshape(-1)))]
         case Affine():
             scale, shift = _aligned(node.scale), _aligned(node.shift)
             return [(kernels.affine, (_places(x), scale, shift, _places(out)))]
@@ -626,7 +630,8 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.max_pool, (x, (*node.kernel, *node.stride, *node.padding[:2]), out))]
         case AveragePool():
             window = (*node.kernel, *node.stride, *node.padding[:2])
-            return [(kernels.average_pool, (x, _ratios(node.requantization, 1)[0], window, out))]
+            counts = node.count_padding
+            return [(kernels.average_pool, (x, _ratio(node.requantization), counts, window, out))]
         case Add():
             ratios = None if node.requantization is None else tuple(_ratios(node.requantization, 2))
             return [(kernels.add, (x.reshape(-1), inputs[1].reshape(-1), ratios, out.reshape(-1)))]
@@ -641,6 +646,13 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.softmax, (_places(x), _places(out)))]
         case _:
             raise BackendUnavailableError(f"{node.name}: the Numba backend has no kernel for {type(node).__name__}")
+
+
+def _bounds(node: Clip, dtype: Any) -> tuple[Any, Any]:
+    """The bounds in the tensor's type, its limits where there is none."""
+    limits = (-np.inf, np.inf) if dtype == np.float32 else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    low, high = (limit if b is None else b for b, limit in zip((node.minimum, node.maximum), limits, strict=True))
+    return dtype.type(low), dtype.type(high)
 
 
 def _places(x: Array) -> Array:

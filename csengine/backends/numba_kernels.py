@@ -613,8 +613,11 @@ def max_pool(x: Array, window: tuple[int, ...], out: Array) -> None:
 
 
 @Kernel
-def average_pool(x: Array, ratio: float | None, window: tuple[int, ...], out: Array) -> None:
-    """Mean of each window, padding counted as zeros; window as for `max_pool`. ratio: float64 requantizes the sum."""
+def average_pool(x: Array, ratio: Array | None, counts: bool, window: tuple[int, ...], out: Array) -> None:
+    """Mean of each window as for `max_pool`, of what lies on the image only if padding does not count.
+
+    ratio: float64, one for all, or one for every number of elements on the image, requantizes the sum; or None.
+    """
     taps, tap_width, down, right, top, left = window
     images, height, width, channels = out.shape
     for item in prange(images * height):
@@ -623,16 +626,19 @@ def average_pool(x: Array, ratio: float | None, window: tuple[int, ...], out: Ar
         first_y = row * down - top
         for column in range(width):
             first_x = column * right - left
+            last_y, last_x = min(first_y + taps, x.shape[1]), min(first_x + tap_width, x.shape[2])
+            inside = (last_y - max(first_y, 0)) * (last_x - max(first_x, 0))
             sums[:] = 0
-            for y in range(max(first_y, 0), min(first_y + taps, x.shape[1])):
-                for z in range(max(first_x, 0), min(first_x + tap_width, x.shape[2])):
+            for y in range(max(first_y, 0), last_y):
+                for z in range(max(first_x, 0), last_x):
                     for channel in range(channels):
                         sums[channel] += x[image, y, z, channel]
             for channel in range(channels):
                 if ratio is None:
-                    out[image, row, column, channel] = sums[channel] / (taps * tap_width)
+                    out[image, row, column, channel] = sums[channel] / (taps * tap_width if counts else inside)
                 else:
-                    out[image, row, column, channel] = _requantize(sums[channel], ratio, _limits(out))
+                    scale = ratio[0 if counts else inside - 1]
+                    out[image, row, column, channel] = _requantize(sums[channel], scale, _limits(out))
 
 
 # --- element by element ----------------------------------------------------------------------------------------------
@@ -660,6 +666,13 @@ def relu(x: Array, out: Array) -> None:
     """`max(x, 0)` of `[n]`."""
     for i in prange(x.size):
         out[i] = max(x[i], x.dtype.type(0))
+
+
+@Kernel
+def clip(x: Array, low: Any, high: Any, out: Array) -> None:
+    """`min(max(x, low), high)` of `[n]`."""
+    for i in prange(x.size):
+        out[i] = min(max(x[i], low), high)
 
 
 @Kernel

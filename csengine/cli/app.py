@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from csengine import __version__
-from csengine.cli import bench, compare, demo, info, pack, profile, run
+from csengine.cli import bench, compare, convert, demo, info, pack, profile, prune, run
 from csengine.cli.output import printable
 from csengine.errors import CsengineError
 
-_COMMANDS = (demo, run, info, bench, compare, profile, pack)
+_COMMANDS = (demo, run, info, bench, compare, profile, pack, convert, prune)
 _FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
 
 _DESCRIPTION = "Inference for networks that are sparse twice: packed sparse weights times sparse activations."

@@ -29,6 +29,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -41,7 +42,16 @@ from csengine.graph import (
     Reshape,
     Softmax,
 )
-from csengine.peers.functions import conv_weight, flattened, linear_weight, real, rescaling, units, weight_scale
+from csengine.peers.functions import (
+    conv_weight,
+    flattened,
+    linear_weight,
+    real,
+    real_bounds,
+    rescaling,
+    units,
+    weight_scale,
+)
 
 Array = NDArray[Any]
 Form = Literal["float", "qdq", "integer", "int4"]
@@ -178,12 +188,18 @@ class _Writer:
         match node:
             case Relu():
                 return self._emit("Relu", inputs)
+            case Clip():
+                bounds = real_bounds(self.graph, node)
+                limits = ["" if bound is None else self._constant(bound, np.float32) for bound in bounds]
+                return self._emit("Clip", [*inputs, *limits])
             case KWTA():
                 return self._winners(node, inputs[0])
             case MaxPool():
                 return self._emit("MaxPool", inputs, **self._window(node))
             case AveragePool():
-                return self._emit("AveragePool", inputs, count_include_pad=1, **self._window(node))
+                return self._emit(
+                    "AveragePool", inputs, count_include_pad=int(node.count_padding), **self._window(node)
+                )
             case Add():
                 return self._emit("Add", inputs)
             case Concat():

@@ -11,7 +11,21 @@ from torch import Tensor, nn
 
 from csengine.container import Model
 from csengine.errors import UnsupportedModelError
-from csengine.graph import KWTA, Add, AveragePool, Concat, Conv2d, Graph, Linear, MaxPool, Node, Relu, Reshape, Softmax
+from csengine.graph import (
+    KWTA,
+    Add,
+    AveragePool,
+    Clip,
+    Concat,
+    Conv2d,
+    Graph,
+    Linear,
+    MaxPool,
+    Node,
+    Relu,
+    Reshape,
+    Softmax,
+)
 from csengine.peers import functions
 from csengine.peers.runtime import Loaded
 
@@ -83,10 +97,12 @@ def _step(graph: Graph, node: Node, image: functions.Image | None, csr: bool) ->
             return SparseLinear(weight, bias) if csr else _linear(weight, bias)
         case Relu():
             return nn.ReLU()
+        case Clip():
+            return Bounds(node.minimum, node.maximum)
         case MaxPool() if node.padding[:2] == node.padding[2:]:
             return nn.MaxPool2d(node.kernel, node.stride, node.padding[:2])
         case AveragePool() if node.padding[:2] == node.padding[2:]:
-            return nn.AvgPool2d(node.kernel, node.stride, node.padding[:2])
+            return nn.AvgPool2d(node.kernel, node.stride, node.padding[:2], count_include_pad=node.count_padding)
         case KWTA() if node.factor is None and (node.scope == "local" or len(graph.types[node.name].shape) == 1):
             return Winners(node.k)
         case Reshape() if node.shape == graph.types[node.inputs[0]].shape:
@@ -164,6 +180,18 @@ class Winners(nn.Module):
             return x
         values, indices = torch.topk(x, self.k, dim=1, sorted=False)
         return torch.zeros_like(x).scatter(1, indices, values)
+
+
+class Bounds(nn.Module):
+    """Values clipped to a range; None is no bound."""
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
 
 
 class Sum(nn.Module):
