@@ -7,7 +7,7 @@
 namespace cs {
 namespace {
 
-constexpr size_t kChunkBytes = 512 * 1024;  // what a chunk may occupy, to stay in a second-level cache
+constexpr size_t kChunkBytes = 256 * 1024;  // what a chunk may occupy, to stay in a second-level cache
 constexpr int64_t kMaxChunk = 16;
 constexpr size_t kMaxOperands = 64;
 

@@ -54,7 +54,7 @@ Weights = Literal["any", "dense", "packed"]
 
 #: Around the widths of vector registers, small ones more often.
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65)
-BLOCKS = ((1, 1), (4, 1), (1, 16), (4, 16))
+BLOCKS = ((1, 1), (4, 1), (1, 16), (4, 16), (64, 8))
 DENSITIES = (0.0, 0.02, 0.05, 0.1, 0.3, 0.7, 1.0)
 #: Multiply-accumulates of one layer and sample, so that the reference stays fast.
 MAX_MACS = 2**15

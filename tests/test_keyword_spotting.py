@@ -186,7 +186,7 @@ class TestNetwork:
         network = example["network"].build_network(variant).eval()
         count = example["network"].count_nonzeros(network)
         if nonzeros is None:
-            assert 0.9 < count / 127_696 < 1.1
+            assert 127_696 < count < 1.2 * 127_696, "a quarter of the second convolution instead of an eighth"
         else:
             assert count == nonzeros
         assert network(torch.rand(2, 1, 32, 32)).shape == (2, 12)
@@ -222,12 +222,37 @@ class TestNetwork:
         swapped = example["network"].pool_first(network.eval())
         torch.testing.assert_close(swapped(x), network(x))
 
+    def test_distorted_samples_are_as_loud_and_in_range(self, example: dict[str, ModuleType]) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        x = torch.rand(8, 1, 32, 32)
+        x /= x.amax(dim=(2, 3), keepdim=True)
+        distort = example["train"].distort
+        torch.testing.assert_close(distort(x, stretch=1, bands=0, frames=0, level=0), x)
+        distorted = distort(x)
+        assert distorted.shape == x.shape
+        assert distorted.min() >= 0
+        torch.testing.assert_close(distorted.amax(dim=(2, 3)), torch.ones(8, 1))
+        assert (distorted - x).abs().mean(dim=(1, 2, 3)).min() > 0.01, "every sample is distorted"
+
+    def test_a_tone_moves_by_the_bands_and_frames_it_is_told(self, example: dict[str, ModuleType]) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        x = torch.zeros(64, 1, 32, 32)
+        x[:, :, 15, 15] = 1
+        place = example["train"].distort(x, stretch=1, bands=2, frames=0, level=0).flatten(1).argmax(dim=1)
+        assert set((place % 32).tolist()) == {15}
+        assert {13, 17} <= set((place // 32).tolist()) <= {13, 14, 15, 16, 17}
+
     def test_training_writes_a_checkpoint_that_loads(
         self, example: dict[str, ModuleType], tree: Path, tmp_path: Path
     ) -> None:
         train = example["train"]
         features = example["dataset"].load_features(tree, tmp_path / "cache", renderings=1)
-        recipe = train.Recipe(epochs=2, renderings=1, batch=8)
+        recipe = train.Recipe(epochs=2, teacher_epochs=2, renderings=1, batch=8)
+        train.run("teacher", 3, features, tmp_path / "runs", recipe)
         train.run("sparse-sparse", 3, features, tmp_path / "runs", recipe)
         facts = json.loads((tmp_path / "runs" / "sparse-sparse-3.json").read_text())
         network = train.load_network(tmp_path / "runs" / "sparse-sparse-3.pt")

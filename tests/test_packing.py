@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from csengine.errors import PackingError
 from csengine.packing import EMPTY, NOBODY, PackedMatrix, pack, validate
 
-BLOCKS = [(u, v) for u in (1, 2, 4) for v in (1, 4, 16)]
+BLOCKS = [*((u, v) for u in (1, 2, 4) for v in (1, 4, 16)), (64, 8)]
 
 
 def weights_for(mask: np.ndarray, dtype: Any = np.int8, seed: int = 0) -> np.ndarray:
@@ -166,6 +166,7 @@ def test_equal_arguments_give_equal_results():
         (1600, 64, 8, (1, 1)),
         (1600, 1500, 25, (1, 1)),
         (300, 60, 10, (1, 16)),
+        (25, 8, 8, (64, 8)),
     ],
 )
 def test_planted_complementary_masks_are_found_again(row_blocks, kernel_blocks, set_size, block, chosen):

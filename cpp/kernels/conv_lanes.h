@@ -202,6 +202,7 @@ class Conv final : public Step {
     template <class X>
     CS_TIER void copy_lines(const std::byte* image, std::byte* to) const {
         if (height_ > input_.height || width_ > input_.width) std::memset(to, 0, line_bytes() * height_);
+        std::memset(to + line_bytes() * height_, 0, sizeof(int32_t));  // the last unit may reach beyond its line
         const auto* from = reinterpret_cast<const X*>(image);
         const int64_t size = int64_t{input_.width} * input_.channels;
         for (int y = 0; y < input_.height; ++y, from += size) {

@@ -6,8 +6,7 @@
 // bit for all eight (AND, VPOPCNTQ, compare, and three masked), without a branch. Ties at the threshold are cut off by
 // PDEP, which keeps the lowest set bits of a mask. About nine cycles a scope, bound by shuffles (port 5).
 //
-// For larger scopes the threshold is found by bisection over its eight bits. A step compares 64 values at once
-// (VPCMPUB) and counts the mask (POPCNT), whatever k is; no value moves.
+// Larger scopes are sets of 512 values to a vector: each of the eight steps passes over an eighth of the scope's bytes.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -136,39 +135,67 @@ CS_AVX512VNNI void small_scopes(const uint8_t* x, uint8_t* out, int64_t scopes, 
     for (int64_t i = 0; i < scopes; i += 2 * kScopes) sixteen_scopes(s, x + i * n, out + i * n, scopes - i);
 }
 
-// The values that lie `at` in a scope of n.
-CS_AVX512VNNI inline __mmask64 part_exists(int64_t at, int64_t n) {
-    return n - at >= 64 ? ~uint64_t{0} : (uint64_t{1} << (n - at)) - 1;
+// --- scopes of more than 64 values ---
+
+constexpr int kValues = 64 * kScopes;  // in a part of a large scope, whose sets are one vector
+
+// A large scope as sets: part i of plane b is plane[8 * i + b].
+struct LargeScope {
+    int64_t parts;
+    __m512i *plane, *won, *tied;  // [parts * 8], [parts], [parts]
+};
+
+CS_AVX512VNNI inline void load_large(const LargeScope& s, const uint8_t* x, int64_t n, char flip) {
+    for (int64_t part = 0; part < s.parts; ++part) {
+        __m512i plane[kScopes];
+        alignas(64) uint64_t exists[kScopes];
+        for (int i = 0; i < kScopes; ++i) {
+            const int64_t at = part * kValues + 64 * i;
+            exists[i] = at < n ? first64(n - at) : 0;
+            const __m512i value_u8x64 = _mm512_maskz_loadu_epi8(exists[i], x + at);
+            plane[i] = bit_planes(_mm512_xor_si512(value_u8x64, _mm512_set1_epi8(flip)));
+        }
+        transpose_qwords(plane);
+        for (int bit = 0; bit < 8; ++bit) s.plane[8 * part + bit] = plane[bit];
+        s.tied[part] = reverse_bits(_mm512_load_si512(exists));
+        s.won[part] = _mm512_setzero_si512();
+    }
 }
 
-// How many of n values are at least the candidate.
-CS_AVX512VNNI int64_t count_reaching(const uint8_t* x, int64_t n, unsigned candidate, char flip) {
-    const __m512i candidate_u8x64 = _mm512_set1_epi8(static_cast<char>(candidate)), flip_u8x64 = _mm512_set1_epi8(flip);
-    int64_t count = 0;
-    for (int64_t at = 0; at < n; at += 64) {
-        const __mmask64 exists = part_exists(at, n);
-        const __m512i value_u8x64 = _mm512_xor_si512(_mm512_maskz_loadu_epi8(exists, x + at), flip_u8x64);
-        count += _mm_popcnt_u64(_mm512_mask_cmpge_epu8_mask(exists, value_u8x64, candidate_u8x64));
+// Radix selection as above, one count for all parts; how many of the ties win.
+CS_AVX512VNNI inline int64_t select_large(const LargeScope& s, int64_t remaining) {
+    for (int bit = 7; bit >= 0; --bit) {
+        __m512i count_u64x8 = _mm512_setzero_si512();
+        for (int64_t part = 0; part < s.parts; ++part) {
+            const __m512i set = _mm512_and_si512(s.tied[part], s.plane[8 * part + bit]);
+            count_u64x8 = _mm512_add_epi64(count_u64x8, _mm512_popcnt_epi64(set));
+        }
+        const int64_t count = _mm512_reduce_add_epi64(count_u64x8);
+        const __mmask8 too_few = count < remaining ? 0xff : 0;
+        remaining -= too_few ? count : 0;
+        for (int64_t part = 0; part < s.parts; ++part) {
+            const __m512i set = _mm512_and_si512(s.tied[part], s.plane[8 * part + bit]);
+            s.won[part] = _mm512_mask_or_epi64(s.won[part], too_few, s.won[part], set);
+            s.tied[part] = _mm512_mask_xor_epi64(set, too_few, s.tied[part], set);
+        }
     }
-    return count;
+    return remaining;
 }
 
-CS_AVX512VNNI void large_scope(const uint8_t* x, uint8_t* out, int64_t n, int64_t k, char flip) {
-    unsigned threshold = 0;
-    for (unsigned bit = 0x80; bit; bit >>= 1) {
-        if (count_reaching(x, n, threshold | bit, flip) >= k) threshold |= bit;
-    }
-    int64_t ties = k - (threshold == 255 ? 0 : count_reaching(x, n, threshold + 1, flip));
-    const __m512i threshold_u8x64 = _mm512_set1_epi8(static_cast<char>(threshold));
-    for (int64_t at = 0; at < n; at += 64) {
-        const __mmask64 exists = part_exists(at, n);
-        const __m512i loaded = _mm512_maskz_loadu_epi8(exists, x + at);
-        const __m512i value_u8x64 = _mm512_xor_si512(loaded, _mm512_set1_epi8(flip));
-        const uint64_t above = _mm512_mask_cmpgt_epu8_mask(exists, value_u8x64, threshold_u8x64);
-        uint64_t equal = _mm512_mask_cmpeq_epu8_mask(exists, value_u8x64, threshold_u8x64);
-        if (ties < 64) equal = _pdep_u64((uint64_t{1} << ties) - 1, equal);
-        ties -= _mm_popcnt_u64(equal);
-        _mm512_mask_storeu_epi8(out + at, exists, _mm512_maskz_mov_epi8(above | equal, loaded));
+CS_AVX512VNNI void large_scope(const LargeScope& s, const uint8_t* x, uint8_t* out, int64_t n, int64_t k, char flip) {
+    load_large(s, x, n, flip);
+    int64_t ties = select_large(s, k);
+    for (int64_t part = 0; part < s.parts; ++part) {
+        alignas(64) uint64_t won[kScopes], tied[kScopes];
+        _mm512_store_si512(won, reverse_bits(s.won[part]));
+        _mm512_store_si512(tied, reverse_bits(s.tied[part]));
+        for (int64_t i = 0, at = part * kValues; i < kScopes && at < n; ++i, at += 64) {
+            const auto kept = static_cast<unsigned>(std::min<int64_t>(ties, 64));
+            const uint64_t first_ties = _pdep_u64(_bzhi_u64(~uint64_t{0}, kept), tied[i]);
+            ties -= _mm_popcnt_u64(first_ties);
+            const __m512i winners_u8x64 = _mm512_maskz_loadu_epi8(won[i] | first_ties, x + at);
+            _mm512_mask_storeu_epi8(out + at, first64(n - at), winners_u8x64);
+        }
     }
 }
 
@@ -181,6 +208,8 @@ class Kwta final : public Step {
           scopes_(spec.global ? 1 : spec.tensor.positions()),
           flip_(static_cast<char>(spec.tensor.dtype == DType::s8 ? 0x80 : 0)) {}
 
+    size_t scratch_bytes() const override { return scope_ <= 64 ? 0 : 10 * 64 * parts(); }
+
     void run(const Call& call) const noexcept override {
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* x = sample<uint8_t>(call.inputs[0], tensor_, n);
@@ -190,12 +219,21 @@ class Kwta final : public Step {
             } else if (scope_ <= 64) {
                 small_scopes(x, out, scopes_, scope_, k_, flip_);
             } else {
-                for (int64_t i = 0; i < scopes_; ++i) large_scope(x + i * scope_, out + i * scope_, scope_, k_, flip_);
+                for (int64_t i = 0; i < scopes_; ++i) {
+                    large_scope(sets(call.scratch), x + i * scope_, out + i * scope_, scope_, k_, flip_);
+                }
             }
         }
     }
 
   private:
+    int64_t parts() const { return (scope_ + kValues - 1) / kValues; }
+
+    LargeScope sets(std::byte* scratch) const {
+        auto* plane = reinterpret_cast<__m512i*>(scratch);
+        return {parts(), plane, plane + 8 * parts(), plane + 9 * parts()};
+    }
+
     Tensor tensor_;
     int64_t k_, scope_, scopes_;
     char flip_;

@@ -28,7 +28,7 @@ class MaskedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with 0 wherever the mask forbids one; no gradient flows there."""
-        return torch.where(self.mask, weight, 0.0)
+        return weight * self.mask.to(weight.dtype)  # faster than torch.where
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Masked already when assigned, so that forbidden entries of the parameter are 0 and decay cannot matter."""

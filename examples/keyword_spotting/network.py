@@ -46,10 +46,14 @@ PAPER_MASKS = (
 )
 # Blocks that a processor likes: four rows feed one 8-bit dot product, V kernels fill a vector. The densities are the
 # paper's: conv2 has eight blocks of eight kernels in one full set, the linear layer 94 blocks of sixteen in four sets.
-BLOCKED_MASKS = (LayerMask(2, block=(4, 16)), LayerMask(8, block=(4, 8)), LayerMask(24, block=(4, 16)))
+BLOCKED_MASKS = (LayerMask(2, block=(4, 16)), LayerMask(4, block=(64, 16)), LayerMask(24, block=(1, 16)))
 PAPER_WINNERS = (6, 8, 150)
 
+TEACHER = "teacher"
+"""The dense network that is trained from nothing; all others go on from it."""
+
 VARIANTS = {
+    TEACHER: Variant(None, None),
     "dense": Variant(None, None),
     "sparse-dense": Variant(PAPER_MASKS, None),
     "sparse-sparse": Variant(PAPER_MASKS, PAPER_WINNERS),

@@ -1,4 +1,4 @@
-"""Train all variants with three seeds and record the accuracies on held-out voices.
+"""Train all variants and their teacher with three seeds and record the accuracies on held-out voices.
 
     python study.py              # trains what is missing in --output, then evaluates
     python study.py --evaluate   # evaluates the checkpoints that exist

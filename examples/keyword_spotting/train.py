@@ -27,67 +27,102 @@ from pathlib import Path
 import dataset
 import synthesis
 import torch
-from network import VARIANTS, build_network, count_nonzeros, pool_first, prune
+from network import TEACHER, VARIANTS, build_network, count_nonzeros, pool_first, prune
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 SHIPPED = ("sparse-sparse-blocked", "sparse-sparse")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training budget and its settings, the same for all variants.
+    """The training budget and its settings, the same for all variants but the teacher.
 
+    ``epochs``: of every variant, which goes on from the teacher; ``teacher_epochs``: of the teacher, from nothing.
     ``renderings``: how many differently degraded copies of the training set there are; every epoch mixes them.
+    ``taught``: share of the teacher in the loss, the rest is the labels'; ``temperature`` divides the scores compared.
     ``pruned_after``: the shares of the epochs after which masks are made that keep the strongest weights; each time
-    half as many stay, the last masks are the variant's.
+    half as many stay, the last masks are the variant's. ``averaging``: decay of the moving average of the weights,
+    which starts with the last masks and is what training returns.
     """
 
-    epochs: int = 30
+    epochs: int = 14
+    teacher_epochs: int = 20
     renderings: int = 4
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
-    pruned_after: tuple[float, ...] = (0.2, 0.35, 0.5)
+    taught: float = 0.7
+    temperature: float = 2.0
+    pruned_after: tuple[float, ...] = (0.15, 0.25, 0.4)
+    averaging: float = 0.998
 
 
-def train(variant: str, seed: int, features: dict[str, dataset.Features], recipe: Recipe) -> nn.Sequential:
-    """Train one network and return it in evaluation mode, its batch-norm statistics taken anew in float32."""
+def train(
+    variant: str, seed: int, features: dict[str, dataset.Features], recipe: Recipe, teacher: nn.Sequential | None = None
+) -> nn.Sequential:
+    """Train one network and return the average of its last weights, in evaluation mode.
+
+    It starts with the weights of the ``teacher`` and learns to answer like it; without one, from nothing.
+    """
     torch.manual_seed(seed)
     network = build_network(variant, seed, masked=False).to(memory_format=torch.channels_last)
-    in_training = pool_first(network)
+    if teacher is not None:
+        network.load_state_dict(teacher.state_dict(), strict=False)  # k-winners have buffers that it lacks
+        teacher = pool_first(teacher).eval().to(memory_format=torch.channels_last)
+    training = features["training"]
+    epochs = recipe.teacher_epochs if teacher is None else recipe.epochs
+    steps = epochs * -(-len(training.y) // recipe.batch)
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
-    training = features["training"]
-    steps = recipe.epochs * -(-len(training.y) // recipe.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, steps, pct_start=0.2)
-    loss_function = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    for epoch in range(recipe.epochs):
-        for stage, share in enumerate(recipe.pruned_after, start=1):
-            if epoch == round(share * recipe.epochs):
-                prune(network, variant, seed, len(recipe.pruned_after) - stage)
-        network.train()
+    in_training = pool_first(network)
+    masks_made = [round(share * epochs) for share in recipe.pruned_after]
+    averaged: AveragedModel | None = None
+    for epoch in range(epochs):
+        for stage, due in enumerate(masks_made, start=1):
+            if epoch == due:
+                prune(network, variant, seed, len(masks_made) - stage)
+        if epoch == masks_made[-1]:
+            averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
         started, total = time.perf_counter(), 0.0
+        network.train()
         for x, y in batches(training, epoch, recipe.batch):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                scores = in_training(spec_augment(x).to(memory_format=torch.channels_last))
-            loss = loss_function(scores.float(), y)
+            x = spec_augment(distort(x)).to(memory_format=torch.channels_last)
+            loss = loss_of(in_training, x, y, recipe, teacher)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            if averaged is not None:
+                averaged.update_parameters(network)
             total += loss.item() * len(y)
-        seconds = time.perf_counter() - started
         right = accuracy(network.eval(), features["validation"])
         print(
-            f"{variant}-{seed} epoch {epoch + 1}/{recipe.epochs}: loss {total / len(training.y):.4f}, "
-            f"validation {right:.2%}, {seconds:.0f} s",
+            f"{variant}-{seed} epoch {epoch + 1}/{epochs}: loss {total / len(training.y):.4f}, "
+            f"validation {right:.2%}, {time.perf_counter() - started:.0f} s",
             file=sys.stderr,
             flush=True,
         )
-    recalibrate_norms(in_training, training)
+    if averaged is not None:
+        network = averaged.module
+    recalibrate_norms(pool_first(network), training)
     return network.eval()
+
+
+def loss_of(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
+    """Cross-entropy of the network's answers to the labels, mixed with that to the teacher's (Hinton et al., 2015)."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = network(x)
+    loss = nn.functional.cross_entropy(scores.float(), y, label_smoothing=recipe.label_smoothing)
+    if teacher is None:
+        return loss
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        answers = (teacher(x).float() / recipe.temperature).softmax(dim=1)
+    taught = nn.functional.cross_entropy(scores.float() / recipe.temperature, answers) * recipe.temperature**2
+    return torch.lerp(loss, taught, recipe.taught)
 
 
 def batches(features: dataset.Features, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,6 +133,28 @@ def batches(features: dataset.Features, epoch: int, size: int) -> Iterator[tuple
         if len(chosen) > 1:  # batch norm needs two
             x = features.x[rendering[chosen].numpy(), chosen.numpy()]
             yield torch.from_numpy(x).float(), torch.from_numpy(features.y[chosen.numpy()])
+
+
+def distort(x: Tensor, stretch: float = 1.15, bands: float = 1.5, frames: float = 2.0, level: float = 0.04) -> Tensor:
+    """Samples [n, 1, 32, 32] as other vocal tracts, tempos and microphones would have given them.
+
+    At random: frequency and time are each stretched by a factor up to ``stretch`` either way and moved by up to so
+    many bands and frames, and a smooth curve over the bands is added, the sum of four waves of standard deviation
+    ``level`` (0.04 is 3.2 dB).
+    """
+    n, _, height, width = x.shape
+    at_random = 2 * torch.rand(4, n) - 1
+    place = torch.zeros(n, 2, 3)
+    place[:, 0, 0] = stretch ** at_random[0]
+    place[:, 0, 2] = at_random[1] * frames * 2 / width  # the image is 2 wide and high
+    place[:, 1, 1] = stretch ** at_random[2]
+    place[:, 1, 2] = place[:, 1, 1] - 1 + at_random[3] * bands * 2 / height  # stretched from the lowest band
+    grid = nn.functional.affine_grid(place, list(x.shape), align_corners=False)
+    x = nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    band = torch.linspace(-torch.pi, torch.pi, height)
+    waves = torch.stack([band / torch.pi, band.cos(), band.sin(), (2 * band).cos()])
+    x = x + (level * torch.randn(n, 4) @ waves)[:, None, :, None]
+    return (x - x.amax(dim=(2, 3), keepdim=True) + 1).clamp(0, 1)  # the loudest is 1, as in every input
 
 
 def spec_augment(x: Tensor, widest: int = 3) -> Tensor:
@@ -147,9 +204,10 @@ def load_network(checkpoint: Path) -> nn.Sequential:
 
 
 def run(variant: str, seed: int, features: dict[str, dataset.Features], output: Path, recipe: Recipe) -> None:
-    """Train one network, evaluate it, write its checkpoint and its facts."""
+    """Train one network, evaluate it, write its checkpoint and its facts. The teacher of its seed comes first."""
     started = time.perf_counter()
-    network = train(variant, seed, features, recipe)
+    teacher = None if variant == TEACHER else load_network(output / f"{TEACHER}-{seed}.pt")
+    network = train(variant, seed, features, recipe, teacher)
     facts = {
         "variant": variant,
         "seed": seed,
@@ -191,20 +249,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="directory of the checkpoints")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="networks trained at the same time")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--teacher-epochs", type=int, default=Recipe.teacher_epochs)
     parser.add_argument("--renderings", type=int, default=Recipe.renderings)
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """The recipe that the command line asks for."""
-    return Recipe(epochs=arguments.epochs, renderings=arguments.renderings)
+    return Recipe(epochs=arguments.epochs, teacher_epochs=arguments.teacher_epochs, renderings=arguments.renderings)
 
 
 def run_all(runs: list[tuple[str, int]], arguments: argparse.Namespace, recipe: Recipe) -> None:
-    """Train every (variant, seed), ``--jobs`` at a time in processes of one thread each."""
+    """Train every (variant, seed), ``--jobs`` at a time in processes of one thread each; missing teachers first."""
+    teachers = [(TEACHER, seed) for seed in dict.fromkeys(seed for _, seed in runs)]
+    missing = [(name, seed) for name, seed in teachers if not (arguments.output / f"{name}-{seed}.json").exists()]
     job = functools.partial(_run_in_process, arguments=arguments, recipe=recipe)
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(job, runs):
-            pass
+        for stage in (missing, [run_ for run_ in runs if run_[0] != TEACHER]):
+            for _ in pool.map(job, stage):
+                pass
 
 
 def _run_in_process(run_: tuple[str, int], arguments: argparse.Namespace, recipe: Recipe) -> None:
