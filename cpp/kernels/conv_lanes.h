@@ -105,12 +105,12 @@ struct UnitLists {
 template <class P>
 UnitLists<P> unit_lists(const LayerSpec& s, int64_t line, bool all) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
-    const int width = s.window.kernel_w * s.input.channels;
+    const int width = s.window.kernel_w * s.input.channels;   // of a line of the window
+    const int units = (width + P::kInputs - 1) / P::kInputs;  // likewise
     UnitLists<P> out{(s.kernels + kLanes - 1) / kLanes, {}, {}, {}};
     for (int block = 0; block < out.blocks; ++block) {
         out.begin.push_back(static_cast<int32_t>(out.offset.size()));
-        for (int unit = 0; unit < s.window.kernel_h * ((width + P::kInputs - 1) / P::kInputs); ++unit) {
-            const int units = (width + P::kInputs - 1) / P::kInputs;
+        for (int unit = 0; unit < s.window.kernel_h * units; ++unit) {
             const int ky = unit / units, first = unit % units * P::kInputs;
             const size_t start = out.weight.size();
             bool any = all;

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "arithmetic.h"
@@ -28,7 +29,8 @@ CS_TIER inline uint64_t first_bits(uint64_t mask, int64_t count) {
 
 CS_TIER inline uint64_t first_mask(int64_t count) { return count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0}; }
 
-// COUNT scopes of n <= 64 values, one after the other. `room` values may be written: scopes that follow repair it.
+// COUNT scopes of n <= 64 values, one after the other. `room` values may be written: scopes that follow overwrite what
+// is too much.
 template <class X, int COUNT>
 CS_TIER void small_scopes(const X* x, X* out, int n, int k, int64_t room) {
     const uint64_t exists = first_mask(n);
