@@ -18,6 +18,7 @@ from csengine.graph import (
     KWTA,
     Add,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -458,6 +459,16 @@ def test_pools(channels: int, dtype: str) -> None:
             scaling = requantization(rng, 1 if counts else area, 60.0 * area, to)
             mean = AveragePool(name="y", inputs=("x",), requantization=scaling, count_padding=counts, **window)
             check((integers("x", shape, dtype), mean), x)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 63, 64, 65, 130])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_clips(size: int, dtype: str) -> None:
+    rng = np.random.default_rng(size)
+    x = values(rng, (3, size), dtype, 0.9)
+    limits = np.iinfo(dtype)
+    for low, high in ((None, 6.0), (3.0, None), (float(limits.min), float(limits.max)), (2.0, 2.0), (-0.0, 100.0)):
+        check((integers("x", (size,), dtype), Clip(name="y", inputs=("x",), minimum=low, maximum=high)), x)
 
 
 @pytest.mark.parametrize("channels", EDGES[1:])

@@ -54,7 +54,7 @@ def network(winners: bool = True, layout: Any = "NCHW") -> Model:
             padding=(1, 1, 1, 1),
             count_padding=False,
         ),
-        Clip(name="clip", inputs=("mean",), minimum=-0.1, maximum=0.4),
+        Clip(name="clip", inputs=("mean",), minimum=0.05),
         Reshape(name="flatten", inputs=("clip",), shape=(256,)),
         Linear(name="hidden", inputs=("flatten",), weight=matrix(256, 70, 0.1), bias=matrix(1, 70, 1.0)[0]),
         Relu(name="relu2", inputs=("hidden",)),

@@ -78,7 +78,9 @@ const std::vector<Kernel<ReluSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<ClipSpec>>& kernels() {
-    static const std::vector<Kernel<ClipSpec>> table = {{"clip", Tier::scalar, Mode::none, scalar::clip}};
+    static const std::vector<Kernel<ClipSpec>> table = {
+        {"clip", Tier::scalar, Mode::none, scalar::clip},
+        CS_X86({"clip_vector", Tier::avx512, Mode::none, avx512::clip})};
     return table;
 }
 

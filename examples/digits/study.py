@@ -10,6 +10,8 @@ A small convolutional network is trained dense, then made sparse and trained for
     blocks      the same in blocks of 4 rows by 16 kernels, which processors like
     winners     as magnitude, and k-winners instead of ReLU alone: sparse twice
 
+Pruning reaches its sparsity after a quarter of the training.
+
 Accuracies are those of the packed int8 network, as the engine computes it, on digits that were not trained on.
 """
 
@@ -190,7 +192,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs, one sparsity")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=10, help="half of those of every training; a quarter until the sparsity is reached")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=10,
+        help="half of every training",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # more only wait for each other over networks this small

@@ -44,8 +44,9 @@ PAPER_MASKS = (
     LayerMask(8, blocks_per_kernel=200),
     LayerMask(25, blocks_per_kernel=64),
 )
-# Blocks that a processor likes: four rows feed one 8-bit dot product, V kernels fill a vector. The densities are the
-# paper's: conv2 has eight blocks of eight kernels in one full set, the linear layer 94 blocks of sixteen in four sets.
+# Blocks that a processor likes: V = 16 kernels fill a vector. In conv2 a block is one place of the 5×5 field, all 64
+# channels of it, for 16 kernels: a whole tile of matrix instructions, multiplied or skipped. Four blocks of kernels
+# make a set there, so that conv2 has twice the paper's weights; the other densities are the paper's.
 BLOCKED_MASKS = (LayerMask(2, block=(4, 16)), LayerMask(4, block=(64, 16)), LayerMask(24, block=(1, 16)))
 PAPER_WINNERS = (6, 8, 150)
 

@@ -46,17 +46,18 @@ class Recipe:
     which starts with the last masks and is what training returns.
     """
 
-    epochs: int = 14
-    teacher_epochs: int = 20
+    epochs: int = 10
+    teacher_epochs: int = 16
     renderings: int = 4
-    batch: int = 64
-    learning_rate: float = 2e-3
+    batch: int = 128
+    learning_rate: float = 1e-3
+    teacher_learning_rate: float = 2e-3
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
     taught: float = 0.7
     temperature: float = 2.0
-    pruned_after: tuple[float, ...] = (0.15, 0.25, 0.4)
-    averaging: float = 0.998
+    pruned_after: tuple[float, ...] = (0.1, 0.2, 0.3)
+    averaging: float = 0.995
 
 
 def train(
@@ -72,12 +73,12 @@ def train(
         network.load_state_dict(teacher.state_dict(), strict=False)  # k-winners have buffers that it lacks
         teacher = pool_first(teacher).eval().to(memory_format=torch.channels_last)
     training = features["training"]
-    epochs = recipe.teacher_epochs if teacher is None else recipe.epochs
+    epochs, rate = recipe.epochs, recipe.learning_rate
+    if teacher is None:
+        epochs, rate = recipe.teacher_epochs, recipe.teacher_learning_rate
     steps = epochs * -(-len(training.y) // recipe.batch)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, steps, pct_start=0.2)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=recipe.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     in_training = pool_first(network)
     masks_made = [round(share * epochs) for share in recipe.pruned_after]
     averaged: AveragedModel | None = None
