@@ -118,7 +118,7 @@ LAYERS: dict[str, tuple[Any, float]] = {
             lambda block=(u, v): _second_convolution(block),
             0.1,
         )
-        for u, v in ((1, 1), (4, 8))
+        for u, v in ((1, 1), (4, 8), (64, 16))
     },
     **{
         f"{shape.name}, 10 %, half active": (lambda shape=shape: shape.chain(1, 0.1, (4, 8), None).graph, 0.5)
