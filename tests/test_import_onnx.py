@@ -458,6 +458,8 @@ def test_convert_writes_a_file_that_runs(tmp_path: Path, capsys: pytest.CaptureF
     assert "not checked" in capsys.readouterr().out
     assert main(["convert", source, "-o", real]) == 2
     assert "--float, or --calibrate FILE" in capsys.readouterr().err
+    assert main(["convert", source, "-o", real, "--float", "--percentile", "99"]) == 2
+    assert "give --calibrate FILE, too" in capsys.readouterr().err
     assert main(["convert", source, "-o", real, *archive]) == 2
     assert "choose one with --array" in capsys.readouterr().err
 
