@@ -171,6 +171,11 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
         {"s": np.abs(weights(6)), "z": np.zeros(6, np.int8)},
         "a scale per channel",
     ),
+    (
+        [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", "q", "s", "z")],
+        {"s": np.float32(0), "z": np.int8(0)},
+        "a scale of 0.0; expected above 0",
+    ),
     ([node("Shape", "x")], {}, "does not depend on the input"),
 ]
 
@@ -293,6 +298,17 @@ def test_padding_costs_nothing_where_a_window_reads_it() -> None:
     nodes = CHAINS["pad_relu_max_pool"]
     kinds = [type(made).__name__ for made in read(model_of(nodes, {"pads": IMAGE_PADS})).graph.nodes]
     assert kinds == ["Input", "Relu", "MaxPool"]
+
+
+def test_functions_of_a_model_are_looked_into() -> None:
+    body = [helper.make_node("Relu", ["a"], ["r"]), helper.make_node("Add", ["r", "a"], ["b"])]
+    function = helper.make_function("local", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    model = model_of([helper.make_node("Twice", ["x"], ["y"], domain="local")], {})
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    assert_same(model)
+    x = RNG.standard_normal((1, 9, 8, 6)).astype(np.float32)
+    check(model, read(model), x).raise_if_far(1e-6)
 
 
 # --- k-winners -------------------------------------------------------------------------------------------------------
@@ -458,6 +474,8 @@ def test_convert_writes_a_file_that_runs(tmp_path: Path, capsys: pytest.CaptureF
     assert "not checked" in capsys.readouterr().out
     assert main(["convert", source, "-o", real]) == 2
     assert "--float, or --calibrate FILE" in capsys.readouterr().err
+    assert main(["convert", source, "-o", real, "--float", "--percentile", "99"]) == 2
+    assert "give --calibrate FILE, too" in capsys.readouterr().err
     assert main(["convert", source, "-o", real, *archive]) == 2
     assert "choose one with --array" in capsys.readouterr().err
 

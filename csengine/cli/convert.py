@@ -54,6 +54,8 @@ def execute(arguments: argparse.Namespace) -> int:
     is_quantized = bool(known.activations)
     if not arguments.float and arguments.calibrate is None and not is_quantized:
         raise ValueError("say how to represent numbers: --float, or --calibrate FILE to quantize")
+    if arguments.percentile is not None and arguments.calibrate is None:
+        raise ValueError("--percentile is of the samples' values; give --calibrate FILE, too")
     samples = None if arguments.calibrate is None else source.samples(read_array(arguments.calibrate, arguments.array))
     model, errors = convert(
         source.imported.graph,

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
@@ -68,6 +68,8 @@ def read_proto(path: str | os.PathLike[str]) -> Any:
 
 def read(model: Any, input_shape: tuple[int, ...] | None = None) -> Imported:
     """An `onnx.ModelProto`; see `load`."""
+    if model.functions:
+        model = inliner.inline_local_functions(model)
     return _Importer(model, input_shape).run()
 
 

@@ -138,7 +138,7 @@ def matmul(call: Call) -> Result:
 def _remember_weight_scale(call: Call, result: Value, kernels: int) -> Value:
     """Let the scale of a quantized weight be that of the layer."""
     scale = call.state.constant_scales.get(call.names[1])
-    if scale is not None and scale.size in (1, kernels):
+    if scale is not None and scale.size in (1, kernels) and (scale > 0).all():
         call.state.weight_scales[result.name] = np.broadcast_to(scale.astype(np.float64).ravel(), (kernels,))
     return result
 
@@ -163,7 +163,7 @@ def clip(call: Call) -> Result:
     bounds = [call.get(key) for key in ("min", "max")]
     for i in (1, 2):
         if (given := call.optional(i)) is not None:
-            bounds[i - 1] = float(given)
+            bounds[i - 1] = float(given.item())
     limit = float(np.finfo(np.float32).max)
     low, high = (None if b is None or abs(b) >= limit else float(b) for b in bounds)
     if low == 0 and high is None:
@@ -390,6 +390,7 @@ def quantize(call: Call) -> Result:
     require(scale.size == 1 and zero.size == 1, "has a scale per channel; activations have one scale")
     require(zero.dtype in (np.uint8, np.int8), f"quantizes to {zero.dtype}; only int8 and uint8 are supported")
     limits, step = np.iinfo(zero.dtype), float(scale.item())
+    require(0 < step < np.inf, f"has a scale of {step}; expected above 0")
     low, high = (step * (bound - int(zero.item())) for bound in (limits.min, limits.max))
     result = call.state.builder.elementwise(Clip, call.name, x, minimum=low, maximum=high)
     call.state.scales[result.name] = _known_scale(low, high, step)
