@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from csengine.backends import KernelChoice, Mode, require_finite
 from csengine.backends import numba_kernels as kernels
-from csengine.backends.numba_kernels import PANEL, Kernel
+from csengine.backends.numba_kernels import BLOCK, PANEL, Kernel
 from csengine.errors import BackendUnavailableError, ShapeError
 from csengine.graph import (
     KWTA,
@@ -475,11 +475,8 @@ def _prepare_dense_select(layer: _Layer) -> _Bind:
 def _prepare_packed(layer: _Layer, selecting: Kernel) -> _Bind:
     packed = layer.node.weight
     assert isinstance(packed, PackedMatrix)
-    (u, v), spare = packed.block, packed.kernel_blocks
-    weights = _aligned(packed.weights.transpose(0, 3, 1, 2)).reshape(packed.row_blocks * u, packed.sets, v)
-    owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
-    route = _aligned(np.where(packed.kid == NOBODY, spare, owner) * v, np.uint32)
-    bias = _zeros(((spare + 1) * v,), layer.bias.dtype)
+    weights, route = _route(packed)
+    bias = _zeros((int(route.max(initial=0)) + PANEL,), layer.bias.dtype)
     bias[: layer.kernels] = layer.bias
     ratio = _ratio(layer.node.requantization)
 
@@ -489,6 +486,20 @@ def _prepare_packed(layer: _Layer, selecting: Kernel) -> _Bind:
         return [*calls, workspace.call(kernels.packed_select, *arguments)]
 
     return bind
+
+
+def _route(packed: PackedMatrix) -> tuple[Array, Array]:
+    """Packed weights `[R, blocks, lanes]`, and the first kernel of each block; lanes are BLOCK, or 1 if V is."""
+    (u, v), spare = packed.block, packed.kernel_blocks
+    lanes = 1 if v == 1 else BLOCK
+    parts = -(-v // lanes)  # of a block of V kernels; the last is filled up with zeros
+    weights = np.zeros((packed.row_blocks * u, packed.sets, parts * lanes), packed.weights.dtype)
+    weights[..., :v] = packed.weights.transpose(0, 3, 1, 2).reshape(len(weights), packed.sets, v)
+    owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
+    first = np.where(packed.kid == NOBODY, spare, owner) * v
+    route = np.repeat(first, u, axis=0)[..., None] + np.arange(0, v, lanes)
+    blocks = packed.sets * parts
+    return _aligned(weights.reshape(-1, blocks, lanes)), _aligned(route.reshape(-1, blocks), np.uint32)
 
 
 def _bind_select(

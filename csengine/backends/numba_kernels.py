@@ -37,10 +37,11 @@ from types import FunctionType
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, prange
-from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
-from numba.np.numpy_support import as_dtype, carray
+from numba.core import types
+from numba.extending import intrinsic, models, overload, register_model
+from numba.np.numpy_support import as_dtype
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
@@ -48,6 +49,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 PANEL = 64
 """Kernels (or positions) that are summed at once, in registers."""
+
+BLOCK = 8
+"""Kernels that a packed block is cut into: the sums of one AVX register."""
 
 # "contract" lets a multiplication and an addition become one instruction; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -58,9 +62,9 @@ def _inlined(function: _Function) -> _Function:
     return cast(_Function, njit(function, forceinline=True, **_OPTIONS))
 
 
-def _pasted(function: _Function) -> _Function:
-    """Compile a step as if its lines stood in its caller, whose stack it then uses."""
-    return cast(_Function, njit(function, inline="always", **_OPTIONS))
+def _operation(typed: _Function) -> _Function:
+    """A function whose LLVM instructions are written by hand; it is called without `typing_context`."""
+    return cast(_Function, intrinsic(prefer_literal=True)(typed))
 
 
 class Kernel:
@@ -106,28 +110,122 @@ class Kernel:
             kernel._forms.clear()
 
 
-# --- memory in registers ---------------------------------------------------------------------------------------------
+# --- vectors ---------------------------------------------------------------------------------------------------------
+# Numba has no type for what a vector register holds, and LLVM finds vectors only in loops that it understands. So here
+# is one: a fixed number of lanes, as many registers as they need, and the few operations that the kernels below name.
 
 
-def _panel_on_stack(typing_context: Any, like: Any) -> Any:
-    """A pointer to PANEL elements of the type of array `like`, on the stack."""
+class _Vector(types.Type):  # type: ignore[misc]
+    """Lanes of an array's element type."""
+
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+        self.dtype, self.lanes = dtype, lanes
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.lanes))
+
+
+def _lanes_in_memory(context: Any, builder: Any, kind: Any, array: Any, lanes: int) -> tuple[Any, int]:
+    """Where the first lanes of an array of type kind are, and how its elements are aligned."""
+    element = context.get_value_type(kind.dtype)
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(data, ir.VectorType(element, lanes).as_pointer()), context.get_abi_sizeof(element)
+
+
+def _all_lanes(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector whose lanes all hold a value."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+@_operation
+def _zeros(typing_context: Any, like: Any, lanes: Any) -> Any:
+    """Zeros of the type of array `like`."""
+    kind = _Vector(like.dtype, lanes.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return cgutils.alloca_once(builder, context.get_data_type(like.dtype), size=PANEL)  # type: ignore[no-untyped-call]
+        return context.get_constant_null(kind)
 
-    return types.CPointer(like.dtype)(like), generate  # type: ignore[no-untyped-call]
-
-
-_allocate: Any = intrinsic(_panel_on_stack)
+    return kind(like, lanes), generate
 
 
-@_pasted
-def _registers(like: Array) -> Array:
-    """PANEL sums of the type of array `like`, zero. LLVM keeps them in registers."""
-    sums = carray(_allocate(like), PANEL)
-    for lane in range(PANEL):
-        sums[lane] = 0
-    return sums
+@_operation
+def _load(typing_context: Any, array: Any, lanes: Any) -> Any:
+    """The first elements of an array."""
+    kind = _Vector(array.dtype, lanes.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lanes_in_memory(context, builder, array, arguments[0], kind.lanes)
+        return builder.load(place, align=align)
+
+    return kind(array, lanes), generate
+
+
+@_operation
+def _store(typing_context: Any, vector: Any, array: Any) -> Any:
+    """Write to the first elements of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lanes_in_memory(context, builder, array, arguments[1], vector.lanes)
+        builder.store(arguments[0], place, align=align)
+        return context.get_dummy_value()
+
+    return types.void(vector, array), generate
+
+
+@_operation
+def _add_products(typing_context: Any, sums: Any, x: Any, weights: Any) -> Any:
+    """`sums + x * weights` in the type of the sums, x being a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, factor, row = arguments
+        factors = _all_lanes(builder, context.cast(builder, factor, x, sums.dtype), sums.lanes)
+        if isinstance(sums.dtype, types.Float):
+            products = builder.fmul(factors, row, flags=("contract",))
+            return builder.fadd(total, products, flags=("contract",))
+        return builder.add(total, builder.mul(factors, builder.sext(row, total.type)))
+
+    return sums(sums, x, weights), generate
+
+
+@_operation
+def _larger(typing_context: Any, vector: Any, other: Any) -> Any:
+    """Lane by lane, the larger of two."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        is_float = isinstance(vector.dtype, types.Float)
+        compare = builder.fcmp_ordered if is_float else builder.icmp_signed
+        return builder.select(compare(">", *arguments), *arguments)
+
+    return vector(vector, other), generate
+
+
+@_operation
+def _active_lanes(typing_context: Any, vector: Any) -> Any:
+    """The lanes that are not zero, as the bits of a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zero = context.get_constant_null(vector)
+        is_float = isinstance(vector.dtype, types.Float)
+        compare = builder.fcmp_unordered if is_float else builder.icmp_unsigned
+        return builder.bitcast(compare("!=", arguments[0], zero), ir.IntType(vector.lanes))
+
+    return types.uint64(vector), generate
+
+
+@_operation
+def _first_bit(typing_context: Any, bits: Any) -> Any:
+    """The place of the lowest bit that is set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return bits(bits), generate
 
 
 # --- the way out of the sums -----------------------------------------------------------------------------------------
@@ -184,9 +282,10 @@ def _overload_lowest(array: Any) -> Any:
 @_inlined
 def _no_sums(places: int, lanes: int, like: Array) -> Array:
     """Sums `[places, lanes]` that everything exceeds."""
-    best = np.empty((places, lanes), like.dtype)
-    best[:] = _lowest(like)
-    return best
+    best = np.empty(places * lanes, like.dtype)
+    for i in range(best.size):
+        best[i] = _lowest(like)
+    return best.reshape(places, lanes)
 
 
 @_inlined
@@ -194,6 +293,12 @@ def _fold(sums: Array, best: Array, place: int, lanes: int) -> None:
     """Max-pool: keep the largest sums `[lanes]` of a pooling window in `best[place]`."""
     for lane in range(lanes):
         best[place, lane] = max(best[place, lane], sums[lane])
+
+
+@_inlined
+def _fold_panel(sums: Any, best: Array) -> None:
+    """`_fold` for a vector of sums."""
+    _store(_larger(sums, _load(best, PANEL)), best)
 
 
 # --- select ----------------------------------------------------------------------------------------------------------
@@ -211,7 +316,16 @@ def select(x: Array, index: Array, value: Array, start: Array) -> None:
         count = 0
         for column in range(width):
             start[line, column] = count
-            for channel in range(channels):  # without a branch, which would often be mispredicted
+            whole = channels // PANEL * PANEL
+            for first in range(0, whole, PANEL):
+                active = _active_lanes(_load(x[line, column, first:], PANEL))
+                while active != 0:
+                    channel = first + np.intp(_first_bit(active))
+                    index[line, count] = column * channels + channel
+                    value[line, count] = x[line, column, channel]
+                    count += 1
+                    active &= active - np.uint64(1)
+            for channel in range(whole, channels):  # without a branch, which would often be mispredicted
                 index[line, count] = column * channels + channel
                 value[line, count] = x[line, column, channel]
                 count += x[line, column, channel] != 0
@@ -262,16 +376,15 @@ def _multiply_pair(
     lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
 ) -> None:
     """Sums of 64 kernels at windows `column` and `column + 1`; every weight read serves both."""
-    sums, sums_right = _registers(best), _registers(best)
+    sums, sums_right = _zeros(best, PANEL), _zeros(best, PANEL)
     for tap in range(weights.shape[0]):
         inputs, inputs_right = lines[top + tap, column * right :], lines[top + tap, (column + 1) * right :]
         for i in range(weights.shape[1]):
-            x, x_right = best.dtype.type(inputs[i]), best.dtype.type(inputs_right[i])
-            for lane in range(PANEL):
-                sums[lane] += x * weights[tap, i, lane]
-                sums_right[lane] += x_right * weights[tap, i, lane]
-    _fold(sums, best, column // pool_width, PANEL)
-    _fold(sums_right, best, (column + 1) // pool_width, PANEL)
+            row = _load(weights[tap, i], PANEL)
+            sums = _add_products(sums, inputs[i], row)
+            sums_right = _add_products(sums_right, inputs_right[i], row)
+    _fold_panel(sums, best[column // pool_width])
+    _fold_panel(sums_right, best[(column + 1) // pool_width])
 
 
 @_inlined
@@ -279,14 +392,12 @@ def _multiply_one(
     lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
 ) -> None:
     """Sums of 64 kernels at window `column`."""
-    sums = _registers(best)
+    sums = _zeros(best, PANEL)
     for tap in range(weights.shape[0]):
         inputs = lines[top + tap, column * right :]
         for i in range(weights.shape[1]):
-            x = best.dtype.type(inputs[i])
-            for lane in range(PANEL):
-                sums[lane] += x * weights[tap, i, lane]
-    _fold(sums, best, column // pool_width, PANEL)
+            sums = _add_products(sums, inputs[i], _load(weights[tap, i], PANEL))
+    _fold_panel(sums, best[column // pool_width])
 
 
 @Kernel
@@ -328,7 +439,7 @@ def _multiply_active(
     """Multiply the active inputs of one window with their rows of 64 weights each."""
     index, value, start = lists
     taps, tap_width, channels, _, right, _, pool_width = window
-    sums = _registers(best)
+    sums = _zeros(best, PANEL)
     for tap in range(taps):
         line = top + tap
         # a line's active inputs are in order, so those inside the window are one stretch
@@ -337,9 +448,8 @@ def _multiply_active(
         indices, values = index[line, begin:end], value[line, begin:end]
         for n in range(indices.size):
             row = np.uintp(indices[n] + to_row)
-            for lane in range(PANEL):
-                sums[lane] += values[n] * weights[row, lane]
-    _fold(sums, best, column // pool_width, PANEL)
+            sums = _add_products(sums, values[n], _load(weights[row], PANEL))
+    _fold_panel(sums, best[column // pool_width])
 
 
 # --- packed weights --------------------------------------------------------------------------------------------------
@@ -357,9 +467,10 @@ def packed_select(
 ) -> None:
     """Sparse-sparse: multiply the active inputs with the packed weights of their rows, route the products, sum.
 
-    lists: index, value and start, as `select` wrote them. weights: `[row blocks * U, T, V]`, int8 or float32. route:
-    uint32 `[row blocks, T]`, the first of the V kernels that own a block; a spare block after the last kernel takes
-    what nobody owns. bias: `[kernels and the spare block]`, int32 or float32. window: as for `dense_select`.
+    lists: index, value and start, as `select` wrote them. weights: `[R, blocks, BLOCK or 1]`, int8 or float32: what a
+    row holds of each packed set, in blocks of neighbouring kernels. route: uint32 `[R, blocks]`, the first of the
+    kernels that own a block; spare kernels after the last take what nobody owns. bias: `[kernels and the spare ones]`,
+    int32 or float32. window: as for `dense_select`.
     """
     _, _, _, down, _, pool_height, pool_width = window
     images, height, width, kernels = out.shape
@@ -390,24 +501,20 @@ def _multiply_route_sum(
     """Multiply, route and sum the active inputs of one window."""
     index, value, start = lists
     taps, tap_width, channels, _, right, _, _ = window
-    sets, lanes = weights.shape[1], weights.shape[2]
-    block_rows = weights.shape[0] // route.shape[0]
     for tap in range(taps):
         line = top + tap
         to_row = tap * tap_width * channels - column * right * channels
         begin, end = start[line, column * right], start[line, column * right + tap_width]
         indices, values = index[line, begin:end], value[line, begin:end]
         for n in range(indices.size):
-            x, row = values[n], np.uint32(indices[n] + to_row)
-            block = row // np.uint32(block_rows)
-            if lanes == 1:
-                for t in range(sets):
-                    sums[route[block, t]] += x * weights[row, t, 0]
-            else:
-                for t in range(sets):
-                    kernel = route[block, t]
-                    for lane in range(lanes):
-                        sums[kernel + lane] += x * weights[row, t, lane]
+            row = np.uintp(indices[n] + to_row)
+            for block in range(weights.shape[1]):
+                kernel = route[row, block]
+                if weights.shape[2] == 1:
+                    sums[kernel] += values[n] * weights[row, block, 0]
+                else:
+                    products = _add_products(_load(sums[kernel:], BLOCK), values[n], _load(weights[row, block], BLOCK))
+                    _store(products, sums[kernel:])
 
 
 @Kernel
@@ -474,14 +581,10 @@ def _multiply_positions(
     inputs: Array, offset: Array, weights: Array, begin: int, end: int, sums: Array, position: Any
 ) -> None:
     """Sums of one kernel at 64 positions."""
-    lanes = _registers(sums)
+    lanes = _zeros(sums, PANEL)
     for n in range(begin, end):
-        weight = weights[n]
-        place = offset[n] + position
-        for lane in range(PANEL):
-            lanes[lane] += weight * inputs[place + np.uintp(lane)]
-    for lane in range(PANEL):
-        sums[position + np.uintp(lane)] = lanes[lane]
+        lanes = _add_products(lanes, weights[n], _load(inputs[offset[n] + position :], PANEL))
+    _store(lanes, sums[position:])
 
 
 # --- grouped convolution ---------------------------------------------------------------------------------------------
