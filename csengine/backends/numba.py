@@ -369,16 +369,16 @@ class _Layer:
         bound = weight * MAGNITUDE[self.source.dtype] + np.abs(self.bias.astype(np.int64))
         return bool((bound <= _EXACT_IN_FLOAT32).all())
 
-    def images(self, workspace: _Workspace) -> tuple[Array, list[_Call]]:
-        """The input `[images, H, W, C]`, padded, and the call that pads it."""
+    def images(self, workspace: _Workspace, dtype: Any = None) -> tuple[Array, list[_Call]]:
+        """The input `[images, H, W, C]`, padded, in another type if one is given, and the call that makes it."""
         x = workspace.tensors[self.node.inputs[0]]
         if isinstance(self.node, Linear):
-            return x.reshape(1, *_grid(workspace.batch), -1), []
+            x = x.reshape(1, *_grid(workspace.batch), -1)
         top, left, bottom, right = self.window.padding
-        if not any(self.window.padding):
+        if not any(self.window.padding) and (dtype is None or dtype == x.dtype):
             return x, []
         batch, height, width, channels = x.shape
-        padded = _zeros((batch, top + height + bottom, left + width + right, channels), x.dtype)
+        padded = _zeros((batch, top + height + bottom, left + width + right, channels), dtype or x.dtype)
         return padded, [(np.copyto, (padded[:, top : top + height, left : left + width], x))]
 
     def results(self, workspace: _Workspace) -> Array:
@@ -450,7 +450,7 @@ def _prepare_dense(layer: _Layer) -> _Bind:
     down, right = layer.window.stride
 
     def bind(workspace: _Workspace) -> list[_Call]:
-        x, calls = layer.images(workspace)
+        x, calls = layer.images(workspace, bias.dtype)
         images, height, width, channels = x.shape
         window = (down, right * channels, *layer.window.pool)
         lines = x.reshape(images, height, width * channels)
@@ -476,7 +476,7 @@ def _prepare_packed(layer: _Layer, selecting: Kernel) -> _Bind:
     packed = layer.node.weight
     assert isinstance(packed, PackedMatrix)
     weights, route = _route(packed)
-    bias = _zeros((int(route.max(initial=0)) + PANEL,), layer.bias.dtype)
+    bias = _zeros((packed.kernel_blocks * packed.block[1] + PANEL,), layer.bias.dtype)
     bias[: layer.kernels] = layer.bias
     ratio = _ratio(layer.node.requantization)
 

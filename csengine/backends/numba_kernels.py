@@ -40,8 +40,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, prange
 from numba.core import types
-from numba.extending import intrinsic, models, overload, register_model
-from numba.np.numpy_support import as_dtype
+from numba.extending import intrinsic, models, register_model
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
@@ -129,11 +128,12 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.lanes))
 
 
-def _lanes_in_memory(context: Any, builder: Any, kind: Any, array: Any, lanes: int) -> tuple[Any, int]:
-    """Where the first lanes of an array of type kind are, and how its elements are aligned."""
+def _lanes_in_memory(context: Any, builder: Any, kind: Any, arguments: Any, lanes: int) -> tuple[Any, int]:
+    """Where the lanes from a place in an array on are, and how its elements are aligned; no bound is checked."""
+    array, place = arguments[:2]
     element = context.get_value_type(kind.dtype)
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(data, ir.VectorType(element, lanes).as_pointer()), context.get_abi_sizeof(element)
+    first = builder.gep(context.make_array(kind)(context, builder, array).data, [place])
+    return builder.bitcast(first, ir.VectorType(element, lanes).as_pointer()), context.get_abi_sizeof(element)
 
 
 def _all_lanes(builder: Any, value: Any, lanes: int) -> Any:
@@ -155,27 +155,27 @@ def _zeros(typing_context: Any, like: Any, lanes: Any) -> Any:
 
 
 @_operation
-def _load(typing_context: Any, array: Any, lanes: Any) -> Any:
-    """The first elements of an array."""
+def _load(typing_context: Any, array: Any, place: Any, lanes: Any) -> Any:
+    """`array[place : place + lanes]`."""
     kind = _Vector(array.dtype, lanes.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place, align = _lanes_in_memory(context, builder, array, arguments[0], kind.lanes)
-        return builder.load(place, align=align)
+        pointer, align = _lanes_in_memory(context, builder, array, arguments, kind.lanes)
+        return builder.load(pointer, align=align)
 
-    return kind(array, lanes), generate
+    return kind(array, types.intp, lanes), generate
 
 
 @_operation
-def _store(typing_context: Any, vector: Any, array: Any) -> Any:
-    """Write to the first elements of an array."""
+def _store(typing_context: Any, array: Any, place: Any, vector: Any) -> Any:
+    """`array[place : place + lanes] = vector`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place, align = _lanes_in_memory(context, builder, array, arguments[1], vector.lanes)
-        builder.store(arguments[0], place, align=align)
+        pointer, align = _lanes_in_memory(context, builder, array, arguments, vector.lanes)
+        builder.store(arguments[2], pointer, align=align)
         return context.get_dummy_value()
 
-    return types.void(vector, array), generate
+    return types.void(array, types.intp, vector), generate
 
 
 @_operation
@@ -247,58 +247,41 @@ def _limits(out: Array) -> tuple[Any, Any]:
 
 
 @_inlined
+def _no_sums(lines: int, columns: int, like: Array) -> Array:
+    """Zeros `[lines, columns, PANEL or a multiple]` for the sums of windows, as many in each as array `like` has."""
+    return np.zeros((lines, columns, -(-like.size // PANEL) * PANEL), like.dtype)
+
+
+@_inlined
 def _leave(sums: Array, bias: Array, ratio: Array | None, out: Array, first: int) -> None:
-    """Sums `[places, n]` of kernel `first` and those after it leave to out `[places, O]`.
+    """Sums `[lines, columns, n]` of kernel `first` and those after it leave to out `[places, O]`.
 
-    bias: `[n]`. ratio: float64 `[O]` to requantize, or None.
+    A place is the largest of all lines and of its share of the columns. bias: `[n]`. ratio: float64 `[O]` to
+    requantize, or None.
     """
-    count = min(sums.shape[1], out.shape[1] - first)
+    pool_width = sums.shape[1] // out.shape[0]
+    best = np.empty(sums.shape[2], sums.dtype)
     for place in range(out.shape[0]):
+        _pool(sums[:, place * pool_width : (place + 1) * pool_width], best)
+        results = out[place, first : first + bias.size]
         if ratio is None:
-            for lane in range(count):
-                out[place, first + lane] = sums[place, lane] + bias[lane]
+            for lane in range(results.size):
+                results[lane] = best[lane] + bias[lane]
         else:
-            limits = _limits(out)
-            for lane in range(count):
-                acc = sums[place, lane] + bias[lane]
-                out[place, first + lane] = _requantize(acc, ratio[first + lane], limits)
-
-
-def _lowest(array: Array) -> Any:
-    """The lowest value of an array's type."""
-    return -np.inf if array.dtype.kind == "f" else np.iinfo(array.dtype).min
-
-
-@overload(_lowest)
-def _overload_lowest(array: Any) -> Any:
-    value = _lowest(np.empty(0, as_dtype(array.dtype)))
-
-    def lowest(array: Any) -> Any:
-        return value
-
-    return lowest
+            ratios, limits = ratio[first : first + bias.size], _limits(out)
+            for lane in range(results.size):
+                results[lane] = _requantize(best[lane] + bias[lane], ratios[lane], limits)
 
 
 @_inlined
-def _no_sums(places: int, lanes: int, like: Array) -> Array:
-    """Sums `[places, lanes]` that everything exceeds."""
-    best = np.empty(places * lanes, like.dtype)
-    for i in range(best.size):
-        best[i] = _lowest(like)
-    return best.reshape(places, lanes)
-
-
-@_inlined
-def _fold(sums: Array, best: Array, place: int, lanes: int) -> None:
-    """Max-pool: keep the largest sums `[lanes]` of a pooling window in `best[place]`."""
-    for lane in range(lanes):
-        best[place, lane] = max(best[place, lane], sums[lane])
-
-
-@_inlined
-def _fold_panel(sums: Any, best: Array) -> None:
-    """`_fold` for a vector of sums."""
-    _store(_larger(sums, _load(best, PANEL)), best)
+def _pool(sums: Array, best: Array) -> None:
+    """The largest sums `[n]` of a pooling window `[lines, columns, n]`."""
+    for lane in range(0, best.size, PANEL):
+        largest = _load(sums[0, 0], lane, PANEL)
+        for y in range(sums.shape[0]):
+            for x in range(sums.shape[1]):
+                largest = _larger(largest, _load(sums[y, x], lane, PANEL))
+        _store(best, lane, largest)
 
 
 # --- select ----------------------------------------------------------------------------------------------------------
@@ -318,7 +301,7 @@ def select(x: Array, index: Array, value: Array, start: Array) -> None:
             start[line, column] = count
             whole = channels // PANEL * PANEL
             for first in range(0, whole, PANEL):
-                active = _active_lanes(_load(x[line, column, first:], PANEL))
+                active = _active_lanes(_load(x[line, column], first, PANEL))
                 while active != 0:
                     channel = first + np.intp(_first_bit(active))
                     index[line, count] = column * channels + channel
@@ -358,46 +341,43 @@ def dense(x: Array, panels: Array, bias: Array, ratio: Array | None, window: tup
     """
     down, right, pool_height, pool_width = window
     images, height, width, _ = out.shape
+    columns = width * pool_width
     for item in prange(panels.shape[0] * images * height):
         panel, image, row = item // height // images, item // height % images, item % height
-        weights, lines = panels[panel], x[image]
-        best = _no_sums(width, PANEL, bias)
-        columns = width * pool_width
-        for y in range(row * pool_height, (row + 1) * pool_height):
+        weights = panels[panel]
+        sums = _no_sums(pool_height, columns, bias[panel])
+        for y in range(pool_height):
+            lines = x[image, (row * pool_height + y) * down :]
             for column in range(0, columns - 1, 2):
-                _multiply_pair(lines, y * down, column, right, weights, best, pool_width)
+                _multiply_pair(lines, column * right, right, weights, sums[y, column], sums[y, column + 1])
             if columns % 2:
-                _multiply_one(lines, y * down, columns - 1, right, weights, best, pool_width)
-        _leave(best, bias[panel], ratio, out[image, row], panel * PANEL)
+                _multiply(lines, (columns - 1) * right, weights, sums[y, columns - 1])
+        _leave(sums, bias[panel], ratio, out[image, row], panel * PANEL)
 
 
 @_inlined
-def _multiply_pair(
-    lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
-) -> None:
-    """Sums of 64 kernels at windows `column` and `column + 1`; every weight read serves both."""
-    sums, sums_right = _zeros(best, PANEL), _zeros(best, PANEL)
+def _multiply_pair(lines: Array, first: int, right: int, weights: Array, sums: Array, sums_right: Array) -> None:
+    """Sums of 64 kernels at two windows, from element `first` and `first + right` on; a weight read serves both."""
+    total, total_right = _zeros(sums, PANEL), _zeros(sums, PANEL)
     for tap in range(weights.shape[0]):
-        inputs, inputs_right = lines[top + tap, column * right :], lines[top + tap, (column + 1) * right :]
+        inputs, inputs_right = lines[tap, first:], lines[tap, first + right :]
         for i in range(weights.shape[1]):
-            row = _load(weights[tap, i], PANEL)
-            sums = _add_products(sums, inputs[i], row)
-            sums_right = _add_products(sums_right, inputs_right[i], row)
-    _fold_panel(sums, best[column // pool_width])
-    _fold_panel(sums_right, best[(column + 1) // pool_width])
+            row = _load(weights[tap, i], 0, PANEL)
+            total = _add_products(total, inputs[i], row)
+            total_right = _add_products(total_right, inputs_right[i], row)
+    _store(sums, 0, total)
+    _store(sums_right, 0, total_right)
 
 
 @_inlined
-def _multiply_one(
-    lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
-) -> None:
-    """Sums of 64 kernels at window `column`."""
-    sums = _zeros(best, PANEL)
+def _multiply(lines: Array, first: int, weights: Array, sums: Array) -> None:
+    """Sums of 64 kernels at the window from element `first` of the lines on."""
+    total = _zeros(sums, PANEL)
     for tap in range(weights.shape[0]):
-        inputs = lines[top + tap, column * right :]
+        inputs = lines[tap, first:]
         for i in range(weights.shape[1]):
-            sums = _add_products(sums, inputs[i], _load(weights[tap, i], PANEL))
-    _fold_panel(sums, best[column // pool_width])
+            total = _add_products(total, inputs[i], _load(weights[tap, i], 0, PANEL))
+    _store(sums, 0, total)
 
 
 @Kernel
@@ -420,11 +400,12 @@ def dense_select(
     for item in prange(panels.shape[0] * images * height):
         panel, image, row = item // height // images, item // height % images, item % height
         weights = panels[panel]
-        best = _no_sums(width, PANEL, bias)
-        for y in range(row * pool_height, (row + 1) * pool_height):
+        sums = _no_sums(pool_height, width * pool_width, bias[panel])
+        for y in range(pool_height):
+            top = image * lines + (row * pool_height + y) * down
             for column in range(width * pool_width):
-                _multiply_active(lists, image * lines + y * down, column, window, weights, best)
-        _leave(best, bias[panel], ratio, out[image, row], panel * PANEL)
+                _multiply_active(lists, top, column, window, weights, sums[y, column])
+        _leave(sums, bias[panel], ratio, out[image, row], panel * PANEL)
 
 
 @_inlined
@@ -434,12 +415,12 @@ def _multiply_active(
     column: int,
     window: tuple[int, ...],
     weights: Array,
-    best: Array,
+    sums: Array,
 ) -> None:
     """Multiply the active inputs of one window with their rows of 64 weights each."""
     index, value, start = lists
-    taps, tap_width, channels, _, right, _, pool_width = window
-    sums = _zeros(best, PANEL)
+    taps, tap_width, channels, _, right, _, _ = window
+    total = _zeros(sums, PANEL)
     for tap in range(taps):
         line = top + tap
         # a line's active inputs are in order, so those inside the window are one stretch
@@ -448,8 +429,8 @@ def _multiply_active(
         indices, values = index[line, begin:end], value[line, begin:end]
         for n in range(indices.size):
             row = np.uintp(indices[n] + to_row)
-            sums = _add_products(sums, values[n], _load(weights[row], PANEL))
-    _fold_panel(sums, best[column // pool_width])
+            total = _add_products(total, values[n], _load(weights[row], 0, PANEL))
+    _store(sums, 0, total)
 
 
 # --- packed weights --------------------------------------------------------------------------------------------------
@@ -473,19 +454,16 @@ def packed_select(
     int32 or float32. window: as for `dense_select`.
     """
     _, _, _, down, _, pool_height, pool_width = window
-    images, height, width, kernels = out.shape
+    images, height, width, _ = out.shape
     lines = lists[0].shape[0] // images
     for item in prange(images * height):
         image, row = item // height, item % height
-        sums = np.empty_like(bias)
-        best = _no_sums(width, kernels, bias)
-        for y in range(row * pool_height, (row + 1) * pool_height):
+        sums = _no_sums(pool_height, width * pool_width, bias)
+        for y in range(pool_height):
+            top = image * lines + (row * pool_height + y) * down
             for column in range(width * pool_width):
-                top = image * lines + y * down
-                sums[:] = 0
-                _multiply_route_sum(lists, top, column, window, weights, route, sums)
-                _fold(sums, best, column // pool_width, kernels)
-        _leave(best, bias, ratio, out[image, row], 0)
+                _multiply_route_sum(lists, top, column, window, weights, route, sums[y, column])
+        _leave(sums, bias, ratio, out[image, row], 0)
 
 
 @_inlined
@@ -513,8 +491,8 @@ def _multiply_route_sum(
                 if weights.shape[2] == 1:
                     sums[kernel] += values[n] * weights[row, block, 0]
                 else:
-                    products = _add_products(_load(sums[kernel:], BLOCK), values[n], _load(weights[row, block], BLOCK))
-                    _store(products, sums[kernel:])
+                    owned = _load(weights[row, block], 0, BLOCK)
+                    _store(sums, kernel, _add_products(_load(sums, kernel, BLOCK), values[n], owned))
 
 
 @Kernel
@@ -562,14 +540,15 @@ def packed_planes(
         inputs = planes[image]
         sums = np.empty(lines * pitch + PANEL, planes.dtype)
         for position in range(0, lines * pitch, PANEL):
-            _multiply_positions(inputs, offset, weights, first[kernel], first[kernel + 1], sums, np.uintp(position))
-        best = _no_sums(height, width, sums)
-        for y in range(height * pool_height):
-            for x in range(pool_width):
-                _fold(sums[y * pitch + x :: pool_width], best, y // pool_height, width)
+            _multiply_positions(inputs, offset, weights, first[kernel], first[kernel + 1], sums, np.uint64(position))
         for row in range(height):
             for column in range(width):
-                acc = best[row, column] + bias[kernel]
+                first = row * pool_height * pitch + column * pool_width
+                best = sums[first]
+                for y in range(pool_height):
+                    for z in range(pool_width):
+                        best = max(best, sums[first + y * pitch + z])
+                acc = best + bias[kernel]
                 if ratio is None:
                     out[image, row, column, kernel] = acc
                 else:
@@ -583,8 +562,8 @@ def _multiply_positions(
     """Sums of one kernel at 64 positions."""
     lanes = _zeros(sums, PANEL)
     for n in range(begin, end):
-        lanes = _add_products(lanes, weights[n], _load(inputs[offset[n] + position :], PANEL))
-    _store(lanes, sums[position:])
+        lanes = _add_products(lanes, weights[n], _load(inputs, offset[n] + position, PANEL))
+    _store(sums, position, lanes)
 
 
 # --- grouped convolution ---------------------------------------------------------------------------------------------
