@@ -62,6 +62,7 @@ _WORKSPACE_BYTES = 1 << 22  # a batch runs in parts whose tensors fit in about s
 _MAX_PART = 64  # samples of a part
 _IDLE_WORKSPACES = 8  # kept for the next runs
 _WORTH_THREADS = 20_000  # nanoseconds of work, for which waking the other threads pays
+_FLOAT32 = np.dtype(np.float32)
 _EXACT_IN_FLOAT32 = 1 << 24  # float32 holds every integer up to here
 
 _numba_settings: Any = config  # whose names Numba makes as it is imported
@@ -252,6 +253,7 @@ class _Workspace:
                 self.tensors[name] = _zeros((batch, *kind.shape), kind.dtype)
         self._is_parallel = self._pays(prod(self._input.shape))
         self._quantize = kernels.quantize.form(self._is_parallel)
+        self._inv_scale = None if self._input.scale is None else self._input.inv_scale
         self.steps = [self._bind(step) for step in plan.steps]
         self.calls = [call for calls in self.steps for call in calls]
 
@@ -277,13 +279,12 @@ class _Workspace:
         target = self.tensors[self._input.name]
         if x.shape != target.shape:
             raise ShapeError(f"input has shape {x.shape}; expected {target.shape} (sample first, NHWC)")
-        if x.dtype == target.dtype and self._input.scale is not None:
+        if x.dtype == target.dtype and self._inv_scale is not None:
             target[...] = x
             return
-        if x.dtype != np.float32 or not x.flags.carray:
+        if x.dtype != _FLOAT32 or not x.flags.carray:
             x = np.array(x, np.float32, order="C")
-        inv_scale = None if self._input.scale is None else self._input.inv_scale
-        if self._quantize(x.reshape(-1), inv_scale, target.reshape(-1)):
+        if self._quantize(x.reshape(-1), self._inv_scale, target.reshape(-1)):
             require_finite(x)
 
 

@@ -210,22 +210,42 @@ def _active_lanes(typing_context: Any, vector: Any) -> Any:
     """The lanes that are not zero, as the bits of a number."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        zero = context.get_constant_null(vector)
-        is_float = isinstance(vector.dtype, types.Float)
-        compare = builder.fcmp_unordered if is_float else builder.icmp_unsigned
-        return builder.bitcast(compare("!=", arguments[0], zero), ir.IntType(vector.lanes))
+        compare = builder.fcmp_unordered if isinstance(vector.dtype, types.Float) else builder.icmp_unsigned
+        active = compare("!=", arguments[0], context.get_constant_null(vector))
+        return builder.bitcast(active, ir.IntType(vector.lanes))
 
     return types.uint64(vector), generate
 
 
 @_operation
-def _first_bit(typing_context: Any, bits: Any) -> Any:
-    """The place of the lowest bit that is set."""
+def _reaching(typing_context: Any, vector: Any, threshold: Any) -> Any:
+    """The lanes, of unsigned numbers, that are not below a threshold, as the bits of a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        reached = builder.icmp_unsigned(">=", arguments[0], _all_lanes(builder, arguments[1], vector.lanes))
+        return builder.bitcast(reached, ir.IntType(vector.lanes))
+
+    return types.uint64(vector, vector.dtype), generate
+
+
+@_operation
+def _first_lane(typing_context: Any, lanes: Any) -> Any:
+    """The first of some lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
-    return bits(bits), generate
+    return types.intp(lanes), generate
+
+
+@_operation
+def _count_lanes(typing_context: Any, lanes: Any) -> Any:
+    """How many lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.intp(lanes), generate
 
 
 # --- the way out of the sums -----------------------------------------------------------------------------------------
@@ -303,7 +323,7 @@ def select(x: Array, index: Array, value: Array, start: Array) -> None:
             for first in range(0, whole, PANEL):
                 active = _active_lanes(_load(x[line, column], first, PANEL))
                 while active != 0:
-                    channel = first + np.intp(_first_bit(active))
+                    channel = first + _first_lane(active)
                     index[line, count] = column * channels + channel
                     value[line, count] = x[line, column, channel]
                     count += 1
@@ -645,13 +665,22 @@ def _find_threshold(keys: Array, k: int) -> tuple[Any, int]:
     bit = 1 << (8 * keys.itemsize - 1)
     while reaching != k and bit > 0:
         higher = keys.dtype.type(threshold | bit)
-        count = 0
-        for i in range(keys.size):
-            count += keys[i] >= higher
+        count = _count_reaching(keys, higher)
         if count >= k:
             threshold, reaching = higher, count
         bit >>= 1
     return threshold, reaching
+
+
+@_inlined
+def _count_reaching(keys: Array, threshold: Any) -> int:
+    """How many keys are not below a threshold."""
+    count, whole = 0, keys.size // PANEL * PANEL
+    for first in range(0, whole, PANEL):
+        count += _count_lanes(_reaching(_load(keys, first, PANEL), threshold))
+    for i in range(whole, keys.size):
+        count += keys[i] >= threshold
+    return count
 
 
 @_inlined
