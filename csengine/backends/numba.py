@@ -430,17 +430,18 @@ def _cost(node: Conv2d | Linear, kernel: str, activity: float) -> float:
     """
     is_conv = isinstance(node, Conv2d)
     dense = node.rows * -(-node.kernels // PANEL) * PANEL
-    select = node.rows * 0.6 / (node.kernel[0] * node.kernel[1] if isinstance(node, Conv2d) else 1)
+    select = node.rows * 0.3 / (node.kernel[0] * node.kernel[1] if isinstance(node, Conv2d) else 1)
     if kernel == "grouped":
         return float(node.rows * node.kernels)
     if kernel == "dense":
-        return dense * (0.025 if is_conv else 0.05)
+        return dense * (0.02 if is_conv else 0.05)
     if kernel == "dense_select":
-        return activity * dense * (0.04 if is_conv else 0.06) + select
+        return activity * dense * (0.036 if is_conv else 0.06) + select
     if kernel == "packed_planes":
         return density(node) * node.rows * node.kernels * 0.1
     assert isinstance(node.weight, PackedMatrix)
-    routed = node.rows * (4 + node.weight.sets * (0.5 + 0.15 * node.weight.block[1]))
+    sets, width = node.weight.sets, node.weight.block[1]
+    routed = node.rows * (1 + sets * (0.7 if width == 1 else 1.1 * -(-width // BLOCK)))
     return routed if kernel == "packed" else activity * routed + select
 
 

@@ -563,11 +563,11 @@ def packed_planes(
             _multiply_positions(inputs, offset, weights, first[kernel], first[kernel + 1], sums, np.uint64(position))
         for row in range(height):
             for column in range(width):
-                first = row * pool_height * pitch + column * pool_width
-                best = sums[first]
+                place = row * pool_height * pitch + column * pool_width
+                best = sums[place]
                 for y in range(pool_height):
                     for z in range(pool_width):
-                        best = max(best, sums[first + y * pitch + z])
+                        best = max(best, sums[place + y * pitch + z])
                 acc = best + bias[kernel]
                 if ratio is None:
                     out[image, row, column, kernel] = acc
