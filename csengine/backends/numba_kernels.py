@@ -52,6 +52,9 @@ PANEL = 64
 BLOCK = 8
 """Kernels that a packed block is cut into: the sums of one AVX register."""
 
+FEW_BLOCKS = 4
+"""With at most so many blocks in a row, the long loop is over the inputs; else over the blocks, in memory's order."""
+
 # "contract" lets a multiplication and an addition become one instruction; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
@@ -504,15 +507,25 @@ def _multiply_route_sum(
         to_row = tap * tap_width * channels - column * right * channels
         begin, end = start[line, column * right], start[line, column * right + tap_width]
         indices, values = index[line, begin:end], value[line, begin:end]
-        for n in range(indices.size):
-            row = np.uintp(indices[n] + to_row)
+        if weights.shape[1] <= FEW_BLOCKS:
             for block in range(weights.shape[1]):
-                kernel = route[row, block]
-                if weights.shape[2] == 1:
-                    sums[kernel] += values[n] * weights[row, block, 0]
-                else:
-                    owned = _load(weights[row, block], 0, BLOCK)
-                    _store(sums, kernel, _add_products(_load(sums, kernel, BLOCK), values[n], owned))
+                for n in range(indices.size):
+                    _multiply_block(values[n], np.uintp(indices[n] + to_row), block, weights, route, sums)
+        else:
+            for n in range(indices.size):
+                x, row = values[n], np.uintp(indices[n] + to_row)
+                for block in range(weights.shape[1]):
+                    _multiply_block(x, row, block, weights, route, sums)
+
+
+@_inlined
+def _multiply_block(x: Any, row: Any, block: int, weights: Array, route: Array, sums: Array) -> None:
+    """An active input times one block of its row; the products go to the kernels that own the block."""
+    kernel = route[row, block]
+    if weights.shape[2] == 1:
+        sums[kernel] += x * weights[row, block, 0]
+    else:
+        _store(sums, kernel, _add_products(_load(sums, kernel, BLOCK), x, _load(weights[row, block], 0, BLOCK)))
 
 
 @Kernel
