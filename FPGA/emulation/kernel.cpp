@@ -35,11 +35,13 @@ constexpr uint64_t kPage = 4096;  // no burst may cross
 struct Burst {
     uint64_t address;
     unsigned beats;
+    unsigned id;
     uint64_t due;  // clock
 };
 
 struct Response {
     uint64_t due;
+    unsigned id;
     uint8_t code;
 };
 
@@ -48,9 +50,9 @@ class VerilatedKernel final : public Kernel {
     explicit VerilatedKernel(Memory& memory) : memory_(memory), top_(std::make_unique<Vcsengine_top>(&context_)) {
         top_->ap_clk = 0;
         top_->ap_rst_n = 0;
-        top_->s_axi_control_AWVALID = top_->s_axi_control_WVALID = top_->s_axi_control_ARVALID = 0;
-        top_->s_axi_control_BREADY = top_->s_axi_control_RREADY = 1;
-        top_->m_axi_gmem_RVALID = top_->m_axi_gmem_BVALID = 0;
+        top_->s_axi_control_awvalid = top_->s_axi_control_wvalid = top_->s_axi_control_arvalid = 0;
+        top_->s_axi_control_bready = top_->s_axi_control_rready = 1;
+        top_->m_axi_gmem_rvalid = top_->m_axi_gmem_bvalid = 0;
         drive_memory();
         top_->eval();
         step(16);
@@ -62,18 +64,18 @@ class VerilatedKernel final : public Kernel {
 
     void write_register(uint32_t offset, uint32_t value) override {
         auto& top = *top_;
-        top.s_axi_control_AWADDR = offset;
-        top.s_axi_control_AWVALID = 1;
-        top.s_axi_control_WDATA = value;
-        top.s_axi_control_WSTRB = 0xf;
-        top.s_axi_control_WVALID = 1;
+        top.s_axi_control_awaddr = offset;
+        top.s_axi_control_awvalid = 1;
+        top.s_axi_control_wdata = value;
+        top.s_axi_control_wstrb = 0xf;
+        top.s_axi_control_wvalid = 1;
         for (unsigned clock = 0; clock < kRegisterPatience; ++clock) {
             top.eval();
-            const bool address_taken = top.s_axi_control_AWREADY, data_taken = top.s_axi_control_WREADY;
-            const bool is_answered = top.s_axi_control_BVALID;
+            const bool address_taken = top.s_axi_control_awready, data_taken = top.s_axi_control_wready;
+            const bool is_answered = top.s_axi_control_bvalid;
             tick();
-            if (address_taken) top.s_axi_control_AWVALID = 0;
-            if (data_taken) top.s_axi_control_WVALID = 0;
+            if (address_taken) top.s_axi_control_awvalid = 0;
+            if (data_taken) top.s_axi_control_wvalid = 0;
             if (is_answered) return;
         }
         fail("no answer to a write on s_axi_control");
@@ -81,14 +83,14 @@ class VerilatedKernel final : public Kernel {
 
     uint32_t read_register(uint32_t offset) override {
         auto& top = *top_;
-        top.s_axi_control_ARADDR = offset;
-        top.s_axi_control_ARVALID = 1;
+        top.s_axi_control_araddr = offset;
+        top.s_axi_control_arvalid = 1;
         for (unsigned clock = 0; clock < kRegisterPatience; ++clock) {
             top.eval();
-            const bool address_taken = top.s_axi_control_ARREADY, is_answered = top.s_axi_control_RVALID;
-            const uint32_t value = top.s_axi_control_RDATA;
+            const bool address_taken = top.s_axi_control_arready, is_answered = top.s_axi_control_rvalid;
+            const uint32_t value = top.s_axi_control_rdata;
             tick();
-            if (address_taken) top.s_axi_control_ARVALID = 0;
+            if (address_taken) top.s_axi_control_arvalid = 0;
             if (is_answered) return value;
         }
         fail("no answer to a read on s_axi_control");
@@ -100,18 +102,18 @@ class VerilatedKernel final : public Kernel {
     }
 
   private:
-    static constexpr size_t kWidth = sizeof(Vcsengine_top::m_axi_gmem_RDATA);  // bytes: of 64 or of 512 bits
+    static constexpr size_t kWidth = sizeof(Vcsengine_top::m_axi_gmem_rdata);  // bytes: of 64 or of 512 bits
     static constexpr unsigned kSize = __builtin_ctz(kWidth);                   // as AxSIZE has it
-    static_assert(sizeof(Vcsengine_top::m_axi_gmem_WDATA) == kWidth);
+    static_assert(sizeof(Vcsengine_top::m_axi_gmem_wdata) == kWidth);
 
     // One clock; all outputs have settled before and after.
     void tick() {
         auto& top = *top_;
-        const bool reads = top.m_axi_gmem_ARVALID && top.m_axi_gmem_ARREADY;
-        const bool writes = top.m_axi_gmem_AWVALID && top.m_axi_gmem_AWREADY;
-        const bool has_data = top.m_axi_gmem_WVALID && top.m_axi_gmem_WREADY;
-        const bool read_taken = top.m_axi_gmem_RVALID && top.m_axi_gmem_RREADY;
-        const bool response_taken = top.m_axi_gmem_BVALID && top.m_axi_gmem_BREADY;
+        const bool reads = top.m_axi_gmem_arvalid && top.m_axi_gmem_arready;
+        const bool writes = top.m_axi_gmem_awvalid && top.m_axi_gmem_awready;
+        const bool has_data = top.m_axi_gmem_wvalid && top.m_axi_gmem_wready;
+        const bool read_taken = top.m_axi_gmem_rvalid && top.m_axi_gmem_rready;
+        const bool response_taken = top.m_axi_gmem_bvalid && top.m_axi_gmem_bready;
         if (reads) accept_read();
         if (writes) accept_write();
         if (has_data) accept_data();
@@ -132,42 +134,46 @@ class VerilatedKernel final : public Kernel {
     void drive_memory() {
         auto& top = *top_;
         const bool has_read = !reads_.empty() && reads_.front().due <= clock_;
-        top.m_axi_gmem_ARREADY = reads_.size() < kOutstandingReads;
-        top.m_axi_gmem_RVALID = has_read;
+        top.m_axi_gmem_arready = reads_.size() < kOutstandingReads;
+        top.m_axi_gmem_rvalid = has_read;
         if (has_read) {
-            const bool is_there = memory_.read(reads_.front().address, &top.m_axi_gmem_RDATA, kWidth);
-            top.m_axi_gmem_RRESP = is_there ? kOkay : kDecodeError;
-            top.m_axi_gmem_RLAST = reads_.front().beats == 1;
+            const bool is_there = memory_.read(reads_.front().address, &top.m_axi_gmem_rdata, kWidth);
+            top.m_axi_gmem_rresp = is_there ? kOkay : kDecodeError;
+            top.m_axi_gmem_rlast = reads_.front().beats == 1;
+            top.m_axi_gmem_rid = reads_.front().id;
         }
-        top.m_axi_gmem_AWREADY = write_.beats == 0;
-        top.m_axi_gmem_WREADY = write_.beats != 0;
-        top.m_axi_gmem_BVALID = !responses_.empty() && responses_.front().due <= clock_;
-        if (!responses_.empty()) top.m_axi_gmem_BRESP = responses_.front().code;
+        top.m_axi_gmem_awready = write_.beats == 0;
+        top.m_axi_gmem_wready = write_.beats != 0;
+        top.m_axi_gmem_bvalid = !responses_.empty() && responses_.front().due <= clock_;
+        if (responses_.empty()) return;
+        top.m_axi_gmem_bresp = responses_.front().code;
+        top.m_axi_gmem_bid = responses_.front().id;
     }
 
     void accept_read() {
         const auto& top = *top_;
-        const Burst burst = {top.m_axi_gmem_ARADDR, top.m_axi_gmem_ARLEN + 1u, clock_ + kReadLatency};
-        check(burst, top.m_axi_gmem_ARSIZE, top.m_axi_gmem_ARBURST);
+        const Burst burst = {top.m_axi_gmem_araddr, top.m_axi_gmem_arlen + 1u, top.m_axi_gmem_arid,
+                             clock_ + kReadLatency};
+        check(burst, top.m_axi_gmem_arsize, top.m_axi_gmem_arburst);
         reads_.push_back(burst);
     }
 
     void accept_write() {
         const auto& top = *top_;
-        write_ = {top.m_axi_gmem_AWADDR, top.m_axi_gmem_AWLEN + 1u, 0};
+        write_ = {top.m_axi_gmem_awaddr, top.m_axi_gmem_awlen + 1u, top.m_axi_gmem_awid, 0};
         write_code_ = kOkay;
-        check(write_, top.m_axi_gmem_AWSIZE, top.m_axi_gmem_AWBURST);
+        check(write_, top.m_axi_gmem_awsize, top.m_axi_gmem_awburst);
     }
 
     void accept_data() {
         const auto& top = *top_;
         uint64_t strobe = 0;
-        std::memcpy(&strobe, &top.m_axi_gmem_WSTRB, sizeof top.m_axi_gmem_WSTRB);
-        if (!memory_.write(write_.address, &top.m_axi_gmem_WDATA, kWidth, strobe)) write_code_ = kDecodeError;
+        std::memcpy(&strobe, &top.m_axi_gmem_wstrb, sizeof top.m_axi_gmem_wstrb);
+        if (!memory_.write(write_.address, &top.m_axi_gmem_wdata, kWidth, strobe)) write_code_ = kDecodeError;
         write_.address += kWidth;
         --write_.beats;
-        if (bool(top.m_axi_gmem_WLAST) != (write_.beats == 0)) fail("WLAST is not at the end of its burst");
-        if (write_.beats == 0) responses_.push_back({clock_ + kWriteLatency, write_code_});
+        if (bool(top.m_axi_gmem_wlast) != (write_.beats == 0)) fail("WLAST is not at the end of its burst");
+        if (write_.beats == 0) responses_.push_back({clock_ + kWriteLatency, write_.id, write_code_});
     }
 
     static void check(const Burst& burst, unsigned size, unsigned kind) {

@@ -57,10 +57,10 @@ PYBIND11_MODULE(_xrt, module) {
     py::register_local_exception_translator(translate);
     const py::call_guard<py::gil_scoped_release> release;
     py::class_<Host>(module, "Host")
-        .def(py::init([](std::vector<std::string> devices, const std::string& xclbin, size_t x_bytes, size_t y_bytes,
-                         size_t samples_per_chunk, double timeout) {
-                 return std::make_unique<Host>(std::move(devices), xclbin, SampleSize{x_bytes, y_bytes},
-                                               samples_per_chunk, Seconds(timeout));
+        .def(py::init([](const std::vector<std::string>& devices, const std::string& xclbin, size_t x_bytes,
+                         size_t y_bytes, size_t samples_per_chunk, double timeout) {
+                 return std::make_unique<Host>(devices, xclbin, SampleSize{x_bytes, y_bytes}, samples_per_chunk,
+                                               Seconds(timeout));
              }),
              py::arg("devices"), py::arg("xclbin"), py::arg("x_bytes"), py::arg("y_bytes"),
              py::arg("samples_per_chunk"), py::arg("timeout"), release)

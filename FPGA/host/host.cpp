@@ -40,11 +40,31 @@ xrt::device open_device(const std::string& name) {
     return is_index ? xrt::device(static_cast<unsigned>(std::stoul(name))) : xrt::device(name);
 }
 
-std::vector<std::string> all_devices() {
-    std::vector<std::string> names;
-    for (unsigned i = 0; i < xrt::system::enumerate_devices(); ++i) names.push_back(std::to_string(i));
-    if (names.empty()) throw DeviceError("XRT reports no device");
-    return names;
+// The devices of these names, or all that XRT counts (emulated ones it does not count).
+std::vector<xrt::device> open_devices(const std::vector<std::string>& names) {
+    std::vector<xrt::device> devices;
+    for (const auto& name : names) devices.push_back(open_device(name));
+    if (!names.empty()) return devices;
+    for (unsigned i = 0; i < xrt::system::enumerate_devices(); ++i) devices.emplace_back(i);
+    if (devices.empty()) throw DeviceError("XRT reports no device");
+    return devices;
+}
+
+// What the kernel's error register says.
+std::string explain(uint32_t errors) {
+    static constexpr std::array kFlags = {
+        "the parameters are of another shape or damaged",
+        "no parameters were loaded",
+        "a read from global memory failed",
+        "a write to global memory failed",
+    };
+    std::string text;
+    for (unsigned bit = 0; bit < 32; ++bit) {
+        if (!(errors >> bit & 1)) continue;
+        if (!text.empty()) text += ", ";
+        text += bit < kFlags.size() ? kFlags[bit] : "error flag " + std::to_string(bit);
+    }
+    return text;
 }
 
 // Names of the compute units, as `xrt::kernel` takes them.
@@ -180,20 +200,18 @@ uint64_t Unit::wait(Slot& slot) {
         throw DeviceError(name_ + ": a run ended in state " + std::to_string(state) + " instead of completed");
     }
     if (const uint32_t errors = kernel_.read_register(kErrors)) {
-        throw DeviceError(name_ + ": the kernel reports error flags " + std::to_string(errors));
+        throw DeviceError(name_ + ": the kernel reports that " + explain(errors));
     }
     return kernel_.read_register(kCycles);
 }
 
 // --- all units -------------------------------------------------------------------------------------------------------
 
-Host::Host(std::vector<std::string> devices, const std::string& xclbin, SampleSize size, size_t samples_per_chunk,
-           Seconds timeout)
+Host::Host(const std::vector<std::string>& devices, const std::string& xclbin, SampleSize size,
+           size_t samples_per_chunk, Seconds timeout)
     : size_(size), samples_per_chunk_(samples_per_chunk) {
     const SignalHandlers kept;
-    if (devices.empty()) devices = all_devices();
-    for (const auto& name : devices) {
-        xrt::device device = open_device(name);
+    for (xrt::device& device : open_devices(devices)) {
         const xrt::uuid id = device.load_xclbin(xclbin);
         for (const auto& unit : unit_names(xclbin)) {
             units_.push_back(std::make_unique<Unit>(device, id, unit, size, samples_per_chunk, timeout));

@@ -94,7 +94,7 @@ class Host {
   public:
     // devices: indices or BDFs; empty takes all that XRT reports. samples_per_chunk: of one run of a unit. timeout: of
     // every wait.
-    Host(std::vector<std::string> devices, const std::string& xclbin, SampleSize size, size_t samples_per_chunk,
+    Host(const std::vector<std::string>& devices, const std::string& xclbin, SampleSize size, size_t samples_per_chunk,
          Seconds timeout);
     ~Host();
     Host(const Host&) = delete;

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import weakref
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,8 +104,9 @@ def _arguments(settings: Settings) -> dict[str, Any]:
 class EmulatedDevice:
     """See `Device`. Ends its worker, and with it the emulated device, when it is closed or forgotten."""
 
-    def __init__(self, settings: Settings, devices: int = 1) -> None:
-        """Start a worker. devices: how many the emulated machine has."""
+    def __init__(self, settings: Settings) -> None:
+        """Start a worker, whose machine has the devices that the settings name; by default one."""
+        settings = replace(settings, devices=settings.devices or ("0",))
         require_host()
         installation = emulation.install()
         self._settings = settings
@@ -113,7 +114,7 @@ class EmulatedDevice:
         self._memory = _SharedMemory()
         own, other = socket.socketpair()
         self._connection = Connection(own.detach())
-        environment = emulation.environment(installation, self._place, devices)
+        environment = emulation.environment(installation, self._place, len(settings.devices))
         package = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         with (self._place / "log").open("w") as log, other:

@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -97,6 +98,7 @@ def _end_with_device() -> None:
 
 def _end_group() -> None:
     """End this process and the emulated device, without XRT's farewell, which may take for ever."""
+    shutil.rmtree(os.getcwd(), ignore_errors=True)  # a directory of its own, with XRT's socket and settings
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

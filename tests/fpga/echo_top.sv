@@ -13,49 +13,61 @@ module csengine_top #(
     input  logic        ap_rst_n,
     output logic        interrupt,
     // Control: AXI4-Lite
-    input  logic [11:0] s_axi_control_AWADDR,
-    input  logic        s_axi_control_AWVALID,
-    output logic        s_axi_control_AWREADY,
-    input  logic [31:0] s_axi_control_WDATA,
-    input  logic [ 3:0] s_axi_control_WSTRB,
-    input  logic        s_axi_control_WVALID,
-    output logic        s_axi_control_WREADY,
-    output logic [ 1:0] s_axi_control_BRESP,
-    output logic        s_axi_control_BVALID,
-    input  logic        s_axi_control_BREADY,
-    input  logic [11:0] s_axi_control_ARADDR,
-    input  logic        s_axi_control_ARVALID,
-    output logic        s_axi_control_ARREADY,
-    output logic [31:0] s_axi_control_RDATA,
-    output logic [ 1:0] s_axi_control_RRESP,
-    output logic        s_axi_control_RVALID,
-    input  logic        s_axi_control_RREADY,
+    input  logic [11:0] s_axi_control_awaddr,
+    input  logic        s_axi_control_awvalid,
+    output logic        s_axi_control_awready,
+    input  logic [31:0] s_axi_control_wdata,
+    input  logic [ 3:0] s_axi_control_wstrb,
+    input  logic        s_axi_control_wvalid,
+    output logic        s_axi_control_wready,
+    output logic [ 1:0] s_axi_control_bresp,
+    output logic        s_axi_control_bvalid,
+    input  logic        s_axi_control_bready,
+    input  logic [11:0] s_axi_control_araddr,
+    input  logic        s_axi_control_arvalid,
+    output logic        s_axi_control_arready,
+    output logic [31:0] s_axi_control_rdata,
+    output logic [ 1:0] s_axi_control_rresp,
+    output logic        s_axi_control_rvalid,
+    input  logic        s_axi_control_rready,
     // Global memory: AXI4
-    output logic [63:0] m_axi_gmem_AWADDR,
-    output logic [ 7:0] m_axi_gmem_AWLEN,
-    output logic [ 2:0] m_axi_gmem_AWSIZE,
-    output logic [ 1:0] m_axi_gmem_AWBURST,
-    output logic        m_axi_gmem_AWVALID,
-    input  logic        m_axi_gmem_AWREADY,
-    output logic [DataBits-1:0] m_axi_gmem_WDATA,
-    output logic [DataBits/8-1:0] m_axi_gmem_WSTRB,
-    output logic        m_axi_gmem_WLAST,
-    output logic        m_axi_gmem_WVALID,
-    input  logic        m_axi_gmem_WREADY,
-    input  logic [ 1:0] m_axi_gmem_BRESP,
-    input  logic        m_axi_gmem_BVALID,
-    output logic        m_axi_gmem_BREADY,
-    output logic [63:0] m_axi_gmem_ARADDR,
-    output logic [ 7:0] m_axi_gmem_ARLEN,
-    output logic [ 2:0] m_axi_gmem_ARSIZE,
-    output logic [ 1:0] m_axi_gmem_ARBURST,
-    output logic        m_axi_gmem_ARVALID,
-    input  logic        m_axi_gmem_ARREADY,
-    input  logic [DataBits-1:0] m_axi_gmem_RDATA,
-    input  logic [ 1:0] m_axi_gmem_RRESP,
-    input  logic        m_axi_gmem_RLAST,
-    input  logic        m_axi_gmem_RVALID,
-    output logic        m_axi_gmem_RREADY
+    output logic [63:0] m_axi_gmem_awaddr,
+    output logic        m_axi_gmem_awid,
+    output logic        m_axi_gmem_awlock,
+    output logic [ 3:0] m_axi_gmem_awcache,
+    output logic [ 2:0] m_axi_gmem_awprot,
+    output logic [ 3:0] m_axi_gmem_awqos,
+    output logic [ 7:0] m_axi_gmem_awlen,
+    output logic [ 2:0] m_axi_gmem_awsize,
+    output logic [ 1:0] m_axi_gmem_awburst,
+    output logic        m_axi_gmem_awvalid,
+    input  logic        m_axi_gmem_awready,
+    output logic [DataBits-1:0] m_axi_gmem_wdata,
+    output logic [DataBits/8-1:0] m_axi_gmem_wstrb,
+    output logic        m_axi_gmem_wlast,
+    output logic        m_axi_gmem_wvalid,
+    input  logic        m_axi_gmem_wready,
+    input  logic [ 1:0] m_axi_gmem_bresp,
+    input  logic        m_axi_gmem_bid,
+    input  logic        m_axi_gmem_bvalid,
+    output logic        m_axi_gmem_bready,
+    output logic [63:0] m_axi_gmem_araddr,
+    output logic        m_axi_gmem_arid,
+    output logic        m_axi_gmem_arlock,
+    output logic [ 3:0] m_axi_gmem_arcache,
+    output logic [ 2:0] m_axi_gmem_arprot,
+    output logic [ 3:0] m_axi_gmem_arqos,
+    output logic [ 7:0] m_axi_gmem_arlen,
+    output logic [ 2:0] m_axi_gmem_arsize,
+    output logic [ 1:0] m_axi_gmem_arburst,
+    output logic        m_axi_gmem_arvalid,
+    input  logic        m_axi_gmem_arready,
+    input  logic [DataBits-1:0] m_axi_gmem_rdata,
+    input  logic [ 1:0] m_axi_gmem_rresp,
+    input  logic        m_axi_gmem_rid,
+    input  logic        m_axi_gmem_rlast,
+    input  logic        m_axi_gmem_rvalid,
+    output logic        m_axi_gmem_rready
 );
   localparam int unsigned SampleBytes = 64;
   localparam int unsigned Beats = SampleBytes / (DataBits / 8);
@@ -73,29 +85,29 @@ module csengine_top #(
   logic [31:0] w_q;
 
   assign interrupt = 1'b0;
-  assign s_axi_control_AWREADY = !aw_full_q;
-  assign s_axi_control_WREADY = !w_full_q;
-  assign s_axi_control_ARREADY = !s_axi_control_RVALID;
-  assign s_axi_control_BRESP = 2'b00;
-  assign s_axi_control_RRESP = 2'b00;
+  assign s_axi_control_awready = !aw_full_q;
+  assign s_axi_control_wready = !w_full_q;
+  assign s_axi_control_arready = !s_axi_control_rvalid;
+  assign s_axi_control_bresp = 2'b00;
+  assign s_axi_control_rresp = 2'b00;
 
-  wire do_write = aw_full_q && w_full_q && !s_axi_control_BVALID;
-  wire do_read = s_axi_control_ARVALID && s_axi_control_ARREADY;
+  wire do_write = aw_full_q && w_full_q && !s_axi_control_bvalid;
+  wire do_read = s_axi_control_arvalid && s_axi_control_arready;
 
   always_ff @(posedge ap_clk) begin
     if (!ap_rst_n) begin
       {aw_full_q, w_full_q, start_q, done_q} <= '0;
-      {s_axi_control_BVALID, s_axi_control_RVALID} <= '0;
+      {s_axi_control_bvalid, s_axi_control_rvalid} <= '0;
       {x_q, y_q, image_q, samples_q, load_q} <= '0;
     end else begin
-      if (s_axi_control_AWVALID && s_axi_control_AWREADY) {aw_full_q, aw_q} <= {1'b1, s_axi_control_AWADDR};
-      if (s_axi_control_WVALID && s_axi_control_WREADY) {w_full_q, w_q} <= {1'b1, s_axi_control_WDATA};
-      if (s_axi_control_BVALID && s_axi_control_BREADY) s_axi_control_BVALID <= 1'b0;
-      if (s_axi_control_RVALID && s_axi_control_RREADY) s_axi_control_RVALID <= 1'b0;
-      if (do_read && s_axi_control_ARADDR == 12'h00) done_q <= 1'b0;
+      if (s_axi_control_awvalid && s_axi_control_awready) {aw_full_q, aw_q} <= {1'b1, s_axi_control_awaddr};
+      if (s_axi_control_wvalid && s_axi_control_wready) {w_full_q, w_q} <= {1'b1, s_axi_control_wdata};
+      if (s_axi_control_bvalid && s_axi_control_bready) s_axi_control_bvalid <= 1'b0;
+      if (s_axi_control_rvalid && s_axi_control_rready) s_axi_control_rvalid <= 1'b0;
+      if (do_read && s_axi_control_araddr == 12'h00) done_q <= 1'b0;
       if (finish) {start_q, done_q} <= 2'b01;
       if (do_write) begin
-        {aw_full_q, w_full_q, s_axi_control_BVALID} <= 3'b001;
+        {aw_full_q, w_full_q, s_axi_control_bvalid} <= 3'b001;
         case (aw_q)
           12'h00:  start_q <= start_q || w_q[0];
           12'h10:  x_q[31:0] <= w_q;
@@ -110,14 +122,14 @@ module csengine_top #(
         endcase
       end
       if (do_read) begin
-        s_axi_control_RVALID <= 1'b1;
-        case (s_axi_control_ARADDR)
-          12'h00:  s_axi_control_RDATA <= {28'd0, done_q, !start_q, done_q, start_q};
-          12'h44:  s_axi_control_RDATA <= cycles_q;
-          12'h4C:  s_axi_control_RDATA <= ShapeId[31:0];
-          12'h50:  s_axi_control_RDATA <= ShapeId[63:32];
-          12'h54:  s_axi_control_RDATA <= errors_q;
-          default: s_axi_control_RDATA <= '0;
+        s_axi_control_rvalid <= 1'b1;
+        case (s_axi_control_araddr)
+          12'h00:  s_axi_control_rdata <= {28'd0, done_q, !start_q, done_q, start_q};
+          12'h44:  s_axi_control_rdata <= cycles_q;
+          12'h4C:  s_axi_control_rdata <= ShapeId[31:0];
+          12'h50:  s_axi_control_rdata <= ShapeId[63:32];
+          12'h54:  s_axi_control_rdata <= errors_q;
+          default: s_axi_control_rdata <= '0;
         endcase
       end
     end
@@ -137,22 +149,24 @@ module csengine_top #(
   wire no_samples_left = done_samples_q == samples_q;
   wire [63:0] sample_offset = {26'd0, done_samples_q, 6'd0};
 
-  assign m_axi_gmem_ARVALID = state_q == LoadAddress || (state_q == ReadAddress && !no_samples_left);
-  assign m_axi_gmem_ARADDR = state_q == LoadAddress ? image_q : x_q + sample_offset;
-  assign m_axi_gmem_ARLEN = BurstLen;
-  assign m_axi_gmem_ARSIZE = BurstSize;
-  assign m_axi_gmem_ARBURST = 2'b01;
-  assign m_axi_gmem_RREADY = state_q == Load || state_q == Read;
-  assign m_axi_gmem_AWVALID = state_q == Write && !address_sent_q;
-  assign m_axi_gmem_AWADDR = y_q + sample_offset;
-  assign m_axi_gmem_AWLEN = BurstLen;
-  assign m_axi_gmem_AWSIZE = BurstSize;
-  assign m_axi_gmem_AWBURST = 2'b01;
-  assign m_axi_gmem_WVALID = state_q == Write && address_sent_q;
-  assign m_axi_gmem_WDATA = sample_q[beat_q[BeatBits-1:0]];
-  assign m_axi_gmem_WSTRB = '1;
-  assign m_axi_gmem_WLAST = is_last_beat;
-  assign m_axi_gmem_BREADY = state_q == Acknowledge;
+  assign m_axi_gmem_arvalid = state_q == LoadAddress || (state_q == ReadAddress && !no_samples_left);
+  assign m_axi_gmem_araddr = state_q == LoadAddress ? image_q : x_q + sample_offset;
+  assign m_axi_gmem_arlen = BurstLen;
+  assign m_axi_gmem_arsize = BurstSize;
+  assign m_axi_gmem_arburst = 2'b01;
+  assign {m_axi_gmem_arid, m_axi_gmem_arlock, m_axi_gmem_arcache, m_axi_gmem_arprot, m_axi_gmem_arqos} = '0;
+  assign m_axi_gmem_rready = state_q == Load || state_q == Read;
+  assign m_axi_gmem_awvalid = state_q == Write && !address_sent_q;
+  assign m_axi_gmem_awaddr = y_q + sample_offset;
+  assign m_axi_gmem_awlen = BurstLen;
+  assign m_axi_gmem_awsize = BurstSize;
+  assign m_axi_gmem_awburst = 2'b01;
+  assign {m_axi_gmem_awid, m_axi_gmem_awlock, m_axi_gmem_awcache, m_axi_gmem_awprot, m_axi_gmem_awqos} = '0;
+  assign m_axi_gmem_wvalid = state_q == Write && address_sent_q;
+  assign m_axi_gmem_wdata = sample_q[beat_q[BeatBits-1:0]];
+  assign m_axi_gmem_wstrb = '1;
+  assign m_axi_gmem_wlast = is_last_beat;
+  assign m_axi_gmem_bready = state_q == Acknowledge;
   assign finish = state_q == ReadAddress && no_samples_left;
 
   function automatic logic [DataBits-1:0] plus(logic [DataBits-1:0] bytes, logic [7:0] added);
@@ -161,9 +175,9 @@ module csengine_top #(
 
   // The first words of the image, whatever the width of the bus: beat 0 has c, beat 0 or 1 the rest.
   task automatic take_image();
-    if (beat_q == 0) add_q <= m_axi_gmem_RDATA[63:0];
-    if (DataBits > 64 && beat_q == 0) {report_q, stall_q} <= m_axi_gmem_RDATA[DataBits > 64 ? 64 : 0 +: 64];
-    if (DataBits == 64 && beat_q == 1) {report_q, stall_q} <= m_axi_gmem_RDATA[63:0];
+    if (beat_q == 0) add_q <= m_axi_gmem_rdata[63:0];
+    if (DataBits > 64 && beat_q == 0) {report_q, stall_q} <= m_axi_gmem_rdata[DataBits > 64 ? 64 : 0 +: 64];
+    if (DataBits == 64 && beat_q == 1) {report_q, stall_q} <= m_axi_gmem_rdata[63:0];
   endtask
 
   always_ff @(posedge ap_clk) begin
@@ -172,8 +186,8 @@ module csengine_top #(
       {cycles_q, errors_q, stall_q, report_q, add_q} <= '0;
     end else begin
       if (state_q != Idle) cycles_q <= cycles_q + 1;
-      if (m_axi_gmem_RVALID && m_axi_gmem_RRESP != 0) errors_q[0] <= 1'b1;
-      if (m_axi_gmem_BVALID && m_axi_gmem_BRESP != 0) errors_q[1] <= 1'b1;
+      if (m_axi_gmem_rvalid && m_axi_gmem_rresp != 0) errors_q[2] <= 1'b1;
+      if (m_axi_gmem_bvalid && m_axi_gmem_bresp != 0) errors_q[3] <= 1'b1;
       case (state_q)
         Idle: begin
           {done_samples_q, beat_q} <= '0;
@@ -182,9 +196,9 @@ module csengine_top #(
             state_q <= load_q[0] ? LoadAddress : ReadAddress;
           end
         end
-        LoadAddress: if (m_axi_gmem_ARREADY) state_q <= Load;
+        LoadAddress: if (m_axi_gmem_arready) state_q <= Load;
         Load:
-          if (m_axi_gmem_RVALID) begin
+          if (m_axi_gmem_rvalid) begin
             take_image();
             beat_q <= is_last_beat ? '0 : beat_q + 1;
             if (is_last_beat) state_q <= ReadAddress;
@@ -193,13 +207,13 @@ module csengine_top #(
           if (no_samples_left) begin
             errors_q <= errors_q | report_q;
             state_q <= Idle;
-          end else if (m_axi_gmem_ARREADY) begin
+          end else if (m_axi_gmem_arready) begin
             state_q <= Read;
           end
         end
         Read:
-          if (m_axi_gmem_RVALID) begin
-            sample_q[beat_q[BeatBits-1:0]] <= plus(m_axi_gmem_RDATA, add_q[7:0]);
+          if (m_axi_gmem_rvalid) begin
+            sample_q[beat_q[BeatBits-1:0]] <= plus(m_axi_gmem_rdata, add_q[7:0]);
             beat_q <= is_last_beat ? '0 : beat_q + 1;
             work_q <= stall_q;
             if (is_last_beat) state_q <= Work;
@@ -210,14 +224,14 @@ module csengine_top #(
           if (work_q == 0) state_q <= Write;
         end
         Write: begin
-          if (m_axi_gmem_AWREADY && !address_sent_q) address_sent_q <= 1'b1;
-          if (m_axi_gmem_WVALID && m_axi_gmem_WREADY) begin
+          if (m_axi_gmem_awready && !address_sent_q) address_sent_q <= 1'b1;
+          if (m_axi_gmem_wvalid && m_axi_gmem_wready) begin
             beat_q <= is_last_beat ? '0 : beat_q + 1;
             if (is_last_beat) state_q <= Acknowledge;
           end
         end
         Acknowledge:
-          if (m_axi_gmem_BVALID) begin
+          if (m_axi_gmem_bvalid) begin
             done_samples_q <= done_samples_q + 1;
             state_q <= ReadAddress;
           end
