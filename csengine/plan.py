@@ -21,7 +21,8 @@ class LayerPlan:
 
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
-    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array.
+    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. cycles: clock cycles
+    in the last run, where the hardware counts them.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerPlan:
     macs_done: int
     bytes_weights: int
     bytes_dense: int
+    cycles: float | None = None
 
 
 def plan(graph: Graph, choices: Mapping[str, KernelChoice]) -> tuple[LayerPlan, ...]:
@@ -47,13 +49,15 @@ def _layer_plan(
     choice = choices.get(node.name, KernelChoice("", "", ""))
     operation = OPERATION_NAMES[type(node)]
     if not isinstance(node, (Conv2d, Linear)):
-        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, 0, 0, 0, 0)
+        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, 0, 0, 0, 0, choice.cycles)
     mode = _mode_of(graph, node, choices)
     dense = node.dense_macs(graph.types[node.name])
     share = {"sparse-sparse": activity[node.inputs[0]] * density(node), "sparse-dense": density(node)}.get(mode, 1.0)
     stored, expanded = weight_bytes(node)
     done = round(dense * share)
-    return LayerPlan(node.name, operation, choice.kernel, choice.tier, mode, dense, done, stored, expanded)
+    return LayerPlan(
+        node.name, operation, choice.kernel, choice.tier, mode, dense, done, stored, expanded, choice.cycles
+    )
 
 
 def _mode_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> str:

@@ -86,12 +86,14 @@ std::vector<std::string> unit_names(const std::string& path) {
 
 // --- batches ---------------------------------------------------------------------------------------------------------
 
-Batch::Batch(const char* x, char* y, size_t samples, size_t samples_per_chunk, SampleSize size)
-    : x_(x), y_(y), samples_(samples), samples_per_chunk_(samples_per_chunk), size_(size) {}
+Batch::Batch(const char* x, char* y, size_t samples, SampleSize size) : x_(x), y_(y), samples_(samples), size_(size) {}
 
-Batch::Chunk Batch::take() {
-    const size_t first = std::min(next_.fetch_add(samples_per_chunk_), samples_);
-    return {x_ + first * size_.x, y_ + first * size_.y, std::min(samples_per_chunk_, samples_ - first)};
+Batch::Chunk Batch::take(size_t most) {
+    const Chunk chunk = {x_, y_, std::min(most, samples_)};
+    x_ += chunk.samples * size_.x;
+    y_ += chunk.samples * size_.y;
+    samples_ -= chunk.samples;
+    return chunk;
 }
 
 // --- one unit --------------------------------------------------------------------------------------------------------
@@ -104,6 +106,7 @@ Unit::Unit(const xrt::device& device, const xrt::uuid& xclbin, const std::string
       kernel_(device, xclbin, name, xrt::kernel::cu_access_mode::exclusive),
       size_(size),
       stride_{aligned(size.x), aligned(size.y)},
+      samples_per_chunk_(samples_per_chunk),
       timeout_(timeout),
       slots_{make_slot(device, samples_per_chunk), make_slot(device, samples_per_chunk)} {}
 
@@ -146,15 +149,15 @@ void Unit::load(const char* image, size_t bytes) {
     wait(slots_[0]);
 }
 
-uint64_t Unit::run(Batch& batch) {
+uint64_t Unit::run(Batch batch) {
     uint64_t cycles = 0;
-    Batch::Chunk running = batch.take();
+    Batch::Chunk running = batch.take(samples_per_chunk_);
     if (running.samples) {
         upload(slots_[0], running);
         start(slots_[0], running.samples, false);
     }
     for (size_t slot = 0; running.samples; slot ^= 1) {
-        const Batch::Chunk next = batch.take();
+        const Batch::Chunk next = batch.take(samples_per_chunk_);
         if (next.samples) upload(slots_[slot ^ 1], next);  // while the other slot is computed on
         cycles += wait(slots_[slot]);
         if (next.samples) start(slots_[slot ^ 1], next.samples, false);
@@ -209,7 +212,7 @@ uint64_t Unit::wait(Slot& slot) {
 
 Host::Host(const std::vector<std::string>& devices, const std::string& xclbin, SampleSize size,
            size_t samples_per_chunk, Seconds timeout)
-    : size_(size), samples_per_chunk_(samples_per_chunk) {
+    : size_(size) {
     const SignalHandlers kept;
     for (xrt::device& device : open_devices(devices)) {
         const xrt::uuid id = device.load_xclbin(xclbin);
@@ -257,18 +260,22 @@ void Host::load(const char* image, size_t bytes) {
 
 uint64_t Host::run(const char* x, char* y, size_t samples) {
     return guarded([&] {
-        const size_t share = (samples + units_.size() - 1) / units_.size();
-        Batch batch(x, y, samples, std::clamp<size_t>(share, 1, samples_per_chunk_), size_);
-        return run_on_all(batch);
+        Batch batch(x, y, samples, size_);
+        std::vector<Batch> shares;
+        for (size_t i = 0; i < units_.size(); ++i) {
+            const auto share = batch.take((samples + i) / units_.size());
+            shares.emplace_back(share.x, share.y, share.samples, size_);
+        }
+        return run_on_all(shares);
     });
 }
 
-uint64_t Host::run_on_all(Batch& batch) {
+uint64_t Host::run_on_all(const std::vector<Batch>& shares) {
     std::vector<uint64_t> cycles(units_.size());
     std::vector<std::exception_ptr> failures(units_.size());
     const auto run = [&](size_t i) {
         try {
-            cycles[i] = units_[i]->run(batch);
+            cycles[i] = units_[i]->run(shares[i]);
         } catch (...) {
             failures[i] = std::current_exception();
         }

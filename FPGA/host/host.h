@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +31,7 @@ struct SampleSize {
 };
 constexpr size_t kAlignment = 64;
 
-// Contiguous samples on the host, handed out in chunks to whichever unit is free.
+// Contiguous samples on the host, taken in chunks.
 class Batch {
   public:
     struct Chunk {
@@ -40,15 +39,14 @@ class Batch {
         char* y;
         size_t samples;  // 0: none are left
     };
-    Batch(const char* x, char* y, size_t samples, size_t samples_per_chunk, SampleSize size);
-    Chunk take();
+    Batch(const char* x, char* y, size_t samples, SampleSize size);
+    Chunk take(size_t most);
 
   private:
     const char* x_;
     char* y_;
-    size_t samples_, samples_per_chunk_;
+    size_t samples_;
     SampleSize size_;
-    std::atomic<size_t> next_{0};
 };
 
 // One compute unit and its two pairs of buffers: while one pair is computed on, the other is filled or emptied.
@@ -62,8 +60,8 @@ class Unit {
     // Raise DeviceError unless the device's memory returns what it was given.
     void check_memory();
     void load(const char* image, size_t bytes);
-    // Clock cycles of all chunks that this unit took.
-    uint64_t run(Batch& batch);
+    // Clock cycles of the whole batch.
+    uint64_t run(Batch batch);
 
   private:
     struct Slot {
@@ -83,6 +81,7 @@ class Unit {
     std::string name_;
     xrt::kernel kernel_;
     SampleSize size_, stride_;
+    size_t samples_per_chunk_;
     Seconds timeout_;
     std::array<Slot, 2> slots_;
     xrt::bo image_;
@@ -104,18 +103,17 @@ class Host {
     std::vector<std::string> units() const;
     std::vector<uint64_t> shape_ids();
     void load(const char* image, size_t bytes);
-    // Clock cycles of the unit that worked longest.
+    // Every unit computes an equal share; clock cycles of the one that worked longest.
     uint64_t run(const char* x, char* y, size_t samples);
     void close();
 
   private:
     template <class Function>
     auto guarded(Function function);
-    uint64_t run_on_all(Batch& batch);
+    uint64_t run_on_all(const std::vector<Batch>& shares);
 
     std::mutex mutex_;
     SampleSize size_;
-    size_t samples_per_chunk_;
     std::string failure_;
     std::vector<std::unique_ptr<Unit>> units_;
 };

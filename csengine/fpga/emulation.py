@@ -64,8 +64,8 @@ def repaired(driver: bytes) -> bytes:
     found = list(_DEFECT.finditer(driver))
     if len(found) != 1:
         raise BackendUnavailableError(
-            f"emulation needs to repair a defect of Debian's {_DRIVER} (libxrt1 202210.2.13.466), whose place was found "
-            f"{len(found)} times instead of once; install that version, or use a card"
+            f"emulation needs to repair a defect of Debian's {_DRIVER} (libxrt1 202210.2.13.466), whose place was "
+            f"found {len(found)} times instead of once; install that version, or use a card"
         )
     content = bytearray(driver)
     content[found[0].start(1)] = _REPAIR

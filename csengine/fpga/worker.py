@@ -92,7 +92,8 @@ def _end_with_device() -> None:
     ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     if ended is not None:
         how = "status" if ended.si_code == os.CLD_EXITED else "signal"
-        print(f"the emulated device ended with {how} {ended.si_status}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"the emulated device ended with {how} {ended.si_status}\n")
+        sys.stderr.flush()
     os._exit(1)
 
 
