@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The Xilinx Runtime, through which tests drive emulated FPGAs.
+XRT := libxrt1 libxrt-dev uuid-dev
 # Synthesizers that speak the data set.
 SPEECH := espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
-SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+CPP := $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h FPGA/*/*.cpp FPGA/*/*.h)
+SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,12 +23,12 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+	$(BIN)/clang-format -i $(CPP)
 
 # Our own speed: networks, every kernel, how time grows; then the tables and pictures. Under 10 minutes.
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
@@ -75,8 +78,8 @@ $(VENV)/.bench: $(VENV)/.test
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	tools/system_packages.sh espeak-ng
-	$(BIN)/python -m pip install --quiet --editable '.[torch,test,dev]'
+	tools/system_packages.sh espeak-ng $(XRT)
+	$(BIN)/python -m pip install --quiet --editable '.[torch,fpga,test,dev]'
 	touch $@
 
 clean:

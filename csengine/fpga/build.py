@@ -7,6 +7,7 @@ of a shape, so that retraining needs no build.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -57,6 +58,44 @@ def emulated(hardware: Hardware, units: int = 1) -> Path:
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+# --- Vitis -----------------------------------------------------------------------------------------------------------
+
+
+def write_project(hardware: Hardware, place: Path, units: int = 1) -> None:
+    """Write a Vitis project into a new directory; AMD's tools make a card's xclbin of it.
+
+    Raises FileExistsError, BackendUnavailableError (the project's scripts are not here).
+    """
+    if not VITIS.is_dir():
+        raise BackendUnavailableError(f"the scripts for Vitis are not in {VITIS}; use csengine's source tree")
+    if place.exists():
+        raise FileExistsError(f"{place} exists; give a new directory for the project")
+    shutil.copytree(VITIS, place)
+    (place / "rtl").mkdir()
+    for source in hardware.sources:
+        shutil.copy(source, place / "rtl")
+    (place / "rtl" / f"{xclbin.KERNEL}.sv").write_text(hardware.top)
+    (place / "shape.json").write_text(json.dumps(hardware.shape, sort_keys=True))
+    (place / "arguments.tcl").write_text(_arguments())
+    (place / "link.cfg").write_text(_link_configuration(units))
+
+
+def _arguments() -> str:
+    """The kernel's arguments as a list for `package.tcl`."""
+    rows = [
+        f"    {name} {offset:#05x} {8 * size} {'m_axi_gmem' if size == 8 else '{}'}"
+        for name, offset, size in xclbin.ARGUMENTS
+    ]
+    return "\n".join(["set arguments {", *rows, "}", ""])
+
+
+def _link_configuration(units: int) -> str:
+    """How many compute units, and to which memory bank each leads."""
+    names = xclbin.unit_names(units)
+    banks = [f"sp={name}.m_axi_gmem:DDR[{i % 4}]" for i, name in enumerate(names)]
+    return "\n".join(["[connectivity]", f"nk={xclbin.KERNEL}:{units}:{'.'.join(names)}", *banks, ""])
 
 
 # --- Verilator -------------------------------------------------------------------------------------------------------

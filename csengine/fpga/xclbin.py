@@ -139,7 +139,7 @@ def _ip_layout(bases: Sequence[int]) -> bytes:
     kernel, ap_ctrl_hs = 1, 0
     units = [
         struct.pack("<IIQ64s", kernel, ap_ctrl_hs, base, f"{KERNEL}:{name}".encode())
-        for name, base in zip(_unit_names(len(bases)), bases, strict=True)
+        for name, base in zip(unit_names(len(bases)), bases, strict=True)
     ]
     return struct.pack("<i4x", len(units)) + b"".join(units)
 
@@ -151,7 +151,8 @@ def _connectivity(units: int) -> bytes:
     return struct.pack("<i", len(links)) + b"".join(links)
 
 
-def _unit_names(units: int) -> list[str]:
+def unit_names(units: int) -> list[str]:
+    """Names of so many compute units."""
     return [f"{KERNEL}_{i + 1}" for i in range(units)]
 
 
@@ -167,7 +168,7 @@ def _metadata(bases: Sequence[int]) -> str:
         f'          <instance name="{name}">\n'
         f'            <addrRemap base="{base:#x}" range="{_UNIT_BYTES:#x}" port="S_AXI_CONTROL"/>\n'
         f"          </instance>"
-        for name, base in zip(_unit_names(len(bases)), bases, strict=True)
+        for name, base in zip(unit_names(len(bases)), bases, strict=True)
     )
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <project name="{KERNEL}">
