@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench bench-peers train-kws kws-study fuzz clean
+.PHONY: demo test lint format bench bench-peers train-kws kws-study fpga-samples fuzz clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -58,6 +58,10 @@ train-kws: $(VENV)/.test
 kws-study: $(VENV)/.test
 	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/study.py
+
+# More samples of the shipped networks on emulated hardware than the tests try.
+fpga-samples: $(VENV)/.test
+	CSENGINE_FPGA_SAMPLES=200 $(BIN)/python -m pytest tests/fpga/test_xrt_kws.py -s
 
 # More mutants than the tests try.
 fuzz: $(VENV)/.test

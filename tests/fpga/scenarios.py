@@ -21,8 +21,11 @@ from typing import Any
 import echo
 import numpy as np
 
-from csengine import DeviceError, reference
+from csengine import DeviceError, Engine, container, reference
+from csengine.backends import fpga
 from csengine.backends.fpga import FpgaProgram, open_program
+from csengine.cli import main
+from csengine.container import Model
 from csengine.fpga import build, device, emulation, xclbin
 
 #: A batch that keeps the emulated device busy for several seconds.
@@ -140,6 +143,40 @@ def parameters_are_loaded_without_a_build() -> None:
     check(opened)
 
 
+def engine_and_command_line() -> None:
+    """The way of users, with the small kernel in place of the model's pipeline."""
+    fpga.pipeline_for = lambda graph: echo.pipeline()
+    path = Path(os.environ["SCRATCH"])
+    container.save(Model(echo.graph()), path / "m.safetensors")
+    x = echo.samples(5)
+    np.save(path / "x.npy", x)
+    expected = reference.run(echo.graph(), x)
+    engine = Engine.load(path / "m.safetensors", backend="fpga", emulate=True)
+    np.testing.assert_array_equal(engine.run(x), expected)
+    np.testing.assert_array_equal(engine.run(x[3]), expected[3])
+    assert engine.backend == "fpga"
+    assert [row.kernel for row in engine.plan()] == ["input", "pipeline", "dequantize"]
+    cycles = engine.plan()[1].cycles
+    assert cycles is not None
+    assert 0 < cycles < 1000
+    profile = engine.profile(x, passes=2)
+    assert [layer.cycles is not None for layer in profile.layers] == [False, True, False]
+    os.environ |= {"CSENGINE_BACKEND": "fpga", "CSENGINE_FPGA_EMULATE": "1", "CSENGINE_FPGA_DEVICE": "0,1"}
+    np.testing.assert_array_equal(Engine.load(path / "m.safetensors").run(x), expected)
+    for name in ("CSENGINE_BACKEND", "CSENGINE_FPGA_EMULATE", "CSENGINE_FPGA_DEVICE"):
+        del os.environ[name]
+    files = [str(path / name) for name in ("m.safetensors", "x.npy", "y.npy", "e.xclbin", "project")]
+    model, inputs, outputs, built, project = files
+    assert main(["run", model, inputs, "--backend", "fpga", "--emulate", "-o", outputs]) == 0
+    np.testing.assert_array_equal(np.load(outputs), expected)
+    assert main(["fpga", "build", model, "-o", built, "--units", "2"]) == 0
+    assert main(["run", model, inputs, "--backend", "fpga", "--emulate", "--xclbin", built, "-o", outputs]) == 0
+    np.testing.assert_array_equal(np.load(outputs), expected)
+    assert main(["fpga", "build", model, "--target", "hw", "-o", project]) == 0
+    assert Path(project, "rtl", "csengine_top.sv").is_file()
+    assert main(["run", model, inputs, "--emulate"]) == 2
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +220,7 @@ def kernel_never_ends() -> None:
     settings = device.Settings(
         str(build.emulated(echo.hardware())), echo.BYTES, echo.BYTES, samples_per_chunk=16, timeout=1.0
     )
-    with raises(DeviceError, "did not end within 1"):
+    with raises(DeviceError, "did not end within 1000 ms"):
         FpgaProgram(
             echo.graph(), echo.pipeline(stall=echo.FOREVER), lambda: device.EmulatedDevice(settings), "xrt-emulation"
         )
