@@ -56,7 +56,8 @@ def worker(program: FpgaProgram) -> int:
 
 def emulated_device(program: FpgaProgram) -> int:
     """The process that plays the card."""
-    return int(subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(worker(program))]).split()[0])
+    own = worker(program)
+    return int(Path(f"/proc/{own}/task/{own}/children").read_text().split()[0])
 
 
 def while_running(program: FpgaProgram, disturb: Callable[[], None]) -> float:
