@@ -48,15 +48,15 @@ module cs_kwta_global #(
   logic [CountBits-1:0] coarse_q [2][16];
   logic [CountBits-1:0] fine [2];
   for (genvar b = 0; b < 2; b++) begin : g_bank
-    (* ram_style = "distributed" *) logic [CountBits-1:0] bins [256];
+    (* ram_style = "distributed" *) logic [CountBits-1:0] histogram [256];
     logic       counts, clears;
     logic [7:0] address;
     assign counts  = valid_i && write_bank_q == 1'(b);
     assign clears  = !sweep_q[8] && (state_q == Clear || read_bank_q == 1'(b));
     assign address = counts ? key : clears ? sweep_q[7:0] : {high_q, low_q};
-    assign fine[b] = bins[address];
+    assign fine[b] = histogram[address];
     always_ff @(posedge clk_i) begin
-      if (counts || clears) bins[address] <= counts ? fine[b] + 1'b1 : '0;
+      if (counts || clears) histogram[address] <= counts ? fine[b] + 1'b1 : '0;
       if (counts) coarse_q[b][key[7:4]] <= coarse_q[b][key[7:4]] + 1'b1;
       if (!rst_ni || (scan_end && read_bank_q == 1'(b))) coarse_q[b] <= '{default: '0};
     end
@@ -64,7 +64,7 @@ module cs_kwta_global #(
 
   // ---- values
   (* ram_style = "block" *) logic [7:0] values [2 << ChannelBits];
-  logic [7:0]             key_q;
+  logic [7:0]             key_q, value;
   logic                   read_q, read_last_q, wins;
   logic [ChannelBits-1:0] read_channel_q;
   always_ff @(posedge clk_i) begin
@@ -74,6 +74,7 @@ module cs_kwta_global #(
     read_q         <= state_q == Scan && rst_ni;
     read_last_q    <= state_q == Scan && int'(channel_q) == Channels - 1 && rst_ni;
   end
+  assign value    = key_q ^ Flip;
   assign wins     = key_q > {high_q, low_q} || (key_q == {high_q, low_q} && need_q != '0);
   assign scan_end = read_last_q;
   assign freed    = state_q == Flush && sweep_q[8];
@@ -141,8 +142,8 @@ module cs_kwta_global #(
     valid_o    <= read_q && (Dense || wins) && rst_ni;
     last_o     <= read_last_q && rst_ni;
     position_o <= position_q;
-    if (Dense) entry_o <= EntryBits'(wins ? key_q ^ Flip : 8'h00);
-    else       entry_o <= EntryBits'({read_channel_q, key_q ^ Flip});
+    if (Dense) entry_o <= EntryBits'(wins ? value : 8'h00);
+    else       entry_o <= EntryBits'({read_channel_q, value});
     if (read_q && (Dense || wins)) position_q <= position_q + 1'b1;
     if (read_last_q || !rst_ni) position_q <= '0;
   end

@@ -18,13 +18,13 @@ module cs_max_pool #(
   if (Columns < 1 || Beats < 1) $error("cs_max_pool: every count is at least 1");
 
   (* ram_style = "distributed" *) logic [Columns-1:0][7:0] largest [Beats];
-  logic [Columns-1:0][7:0] before, now;
+  logic [Columns-1:0][7:0] old, now;
   logic [BeatBits-1:0]     beat_q;
   logic [1:0]              position_q;
-  assign before = largest[beat_q];
+  assign old = largest[beat_q];
   always_comb begin
     for (int c = 0; c < Columns; c++) begin
-      now[c] = position_q == '0 || (value_i[c] ^ Flip) > (before[c] ^ Flip) ? value_i[c] : before[c];
+      now[c] = position_q == '0 || (value_i[c] ^ Flip) > (old[c] ^ Flip) ? value_i[c] : old[c];
     end
   end
   always_ff @(posedge clk_i) begin
