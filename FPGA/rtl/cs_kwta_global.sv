@@ -5,12 +5,14 @@
 // channels: those above the threshold win, and of those equal to it the first that are needed.
 // Dense = 0: K positions {channel, value} leave, numbered from 0. Dense = 1: all values, the losers 0, as position =
 // channel. Two banks: a sample is counted while another is scanned. Channels + 40 clocks per sample at most.
-// The credit protocol is that of cs_sequencer. The histograms are empty 256 clocks after a reset.
+// The credit protocol is that of cs_sequencer, but a bank is given back Lead clocks before it is free: the producer must
+// take longer from its start to its first value. The histograms are empty 256 clocks after a reset.
 module cs_kwta_global #(
   parameter int Channels = 1500,
   parameter int K        = 150,
   parameter bit Signed   = 0,
   parameter bit Dense    = 0,
+  parameter int Lead     = 0,
   localparam int ChannelBits  = cs_pkg::bits(Channels),
   localparam int Positions    = Dense ? Channels : K,
   localparam int PositionBits = cs_pkg::bits(Positions),
@@ -32,6 +34,7 @@ module cs_kwta_global #(
   localparam int CountBits = $clog2(Channels + 1);
   localparam logic [7:0] Flip = Signed ? 8'h80 : 8'h00;  // makes the order unsigned
   if (K < 1 || K > Channels) $error("cs_kwta_global: K is 1 to Channels");
+  if (Lead != 0 && Channels < 256 + Lead) $error("cs_kwta_global: the histogram is not cleared Lead clocks early");
 
   typedef enum logic [2:0] { Clear, Wait, Coarse, Fine, Scan, Flush } state_e;
   state_e                 state_q;
@@ -78,7 +81,7 @@ module cs_kwta_global #(
   assign wins     = key_q > {high_q, low_q} || (key_q == {high_q, low_q} && need_q != '0);
   assign scan_end = read_last_q;
   assign freed    = state_q == Flush && sweep_q[8];
-  assign free_o   = freed;
+  assign free_o   = Lead == 0 ? freed : state_q == Scan && int'(channel_q) == Channels - Lead;
 
   // ---- control
   always_ff @(posedge clk_i) begin

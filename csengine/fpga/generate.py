@@ -270,6 +270,7 @@ def _global_kwta(n: str, layer: Layer) -> list[str]:
         "K": layer.winners,
         "Signed": int(layer.out_signed),
         "Dense": int(layer.scatter),
+        "Lead": layer.lead,
     }
     wires = {
         **_clocked,

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from math import ceil, prod
 from typing import Any, Literal, TypeAlias
 
@@ -30,6 +31,10 @@ Pool: TypeAlias = Literal["", "before", "after"]
 DEFAULT_CYCLES = 1600
 #: Clocks that the global k-WTA needs besides one per value (`FPGA/rtl/cs_kwta_global.sv`).
 _KWTA_OVERHEAD = 40
+#: Bins of its histogram.
+_BINS = 256
+#: Clocks, at most, from an engine's last product through sums, requantization, pooling and selection.
+_WAY_OUT, _LINEAR_WAY_OUT = 48, 30
 #: The shortest sample a sequencer can tell apart (`FPGA/rtl/cs_sequencer.sv`).
 _SHORTEST = 4
 _MAX_CHANNELS = 2**16
@@ -167,6 +172,19 @@ class Layer:
         return self.positions * self.passes * self.interval + 1
 
     @property
+    def lead(self) -> int:
+        """Clocks before its bank is free that a global k-WTA may give it back: no value comes before these beats."""
+        lead = self.tap_beats * self.entry_beats
+        return lead if self.kernels >= _BINS + lead else 0
+
+    @property
+    def tail(self) -> int:
+        """Clocks, at most, from the last position's end until its result is with the next stage."""
+        drain = self.slots * self.drain_step - (self.interval - self.tap_beats * self.entry_beats)
+        way_out = _LINEAR_WAY_OUT if self.is_linear else _WAY_OUT + self.winners + self.out_entries
+        return max(0, drain) + way_out
+
+    @property
     def products(self) -> int:
         """8-bit products per clock."""
         return self.lanes * self.outputs
@@ -231,15 +249,30 @@ class Plan:
                 found[f"{layer.name}, k-WTA"] = layer.kernels + _KWTA_OVERHEAD
         return found
 
+    @cached_property
+    def pairs(self) -> dict[str, int]:
+        """Clocks per sample, at most, that two neighbouring stages allow.
+
+        Between stages are two banks: a stage begins sample n + 2 when the next has done with sample n.
+        """
+        tails = {layer.name: layer.tail for layer in self.layers}
+        leads = {f"{layer.name}, k-WTA": layer.lead for layer in self.layers}
+        names = list(self.stages)
+        return {
+            f"{one} + {two}": ceil((self.stages[one] + tails.get(one, 10) + self.stages[two] - leads.get(two, 0)) / 2)
+            for one, two in pairwise(names)
+        }
+
     @property
     def cycles(self) -> int:
-        """Clocks per sample of the whole pipeline: those of its slowest stage."""
-        return max(self.stages.values())
+        """Clocks per sample of the whole pipeline: exactly those of its slowest stage, or at most those of a pair."""
+        return max(*self.stages.values(), *self.pairs.values())
 
     @property
     def bottleneck(self) -> str:
-        """The slowest stage."""
-        return max(self.stages, key=lambda name: self.stages[name])
+        """The slowest stage, or pair of stages."""
+        needs = {**self.stages, **self.pairs}
+        return max(needs, key=lambda name: needs[name])
 
     @property
     def products(self) -> int:
@@ -333,14 +366,19 @@ def _fastest(graph: Graph, chain: list[_Link], mode: Mode, products: int) -> Pla
 
 
 def _within(graph: Graph, chain: list[_Link], mode: Mode, cycles: int) -> Plan:
-    """The plan with the fewest products, then the least memory, that meets a budget in every stage."""
-    layers = tuple(_cheapest(link, mode, cycles) for link in chain)
+    """The plan with the fewest products, then the least memory, that meets a budget."""
     source, last = graph.input, chain[-1]
-    made = Plan(source.shape, source.dtype, last.output, last.output_type.shape, last.output_type.dtype, layers)
-    for stage, needs in made.stages.items():
-        if needs > cycles:
-            raise UnsupportedModelError(f"{stage} takes {needs} clocks per sample at its fastest; got {cycles} as budget")
-    return made
+    target = cycles
+    while True:
+        layers = tuple(_cheapest(link, mode, target) for link in chain)
+        made = Plan(source.shape, source.dtype, last.output, last.output_type.shape, last.output_type.dtype, layers)
+        if made.cycles <= cycles:
+            return made
+        names = {layer.name for layer in layers}
+        fixed = max(needs for stage, needs in made.stages.items() if stage not in names)
+        if fixed > cycles:
+            raise UnsupportedModelError(f"the pipeline takes at least {fixed} clocks per sample; got {cycles} as budget")
+        target -= made.cycles - cycles  # neighbours that wait for each other need faster layers
 
 
 def _cheapest(link: _Link, mode: Mode, cycles: int) -> Layer:
@@ -382,7 +420,8 @@ def _timed(layer: Layer, node: Conv2d | Linear) -> Layer:
         # Winners leave one per clock: in the time of a position, or of a pooling window.
         window = layer.passes * layer.pool_order**2
         interval = max(interval, ceil(layer.winners / (layer.passes if layer.pool == "after" else window)))
-        interval = max(interval, ceil(layer.out_entries / window))
+        if layer.pool == "after" and not layer.scatter:
+            interval = max(interval, ceil(layer.out_entries / window))
     interval = max(interval, ceil(_SHORTEST / (layer.positions * layer.passes)))
     bias = 0 if node.bias is None else int(np.abs(node.bias.astype(np.int64)).max(initial=0))
     narrow = layer.requantize and layer.sum_bits <= 27 and (1 << layer.sum_bits - 1) + bias < 1 << 26
