@@ -1,6 +1,6 @@
 // The AXI4-Lite slave: ap_ctrl_hs and the arguments of the kernel.
 //
-//   0x00 control: 0 ap_start, 1 ap_done (cleared by reading), 2 ap_idle, 3 ap_ready (cleared by reading), 7 auto_restart
+//   0x00 control: 0 ap_start, 1 ap_done, 2 ap_idle, 3 ap_ready, 7 auto_restart; reading clears 1 and 3
 //   0x04 GIE  0x08 IER  0x0C ISR (toggles on write)
 //   0x10 x  0x1C y  0x28 image (64 bits each)  0x34 samples  0x3C load
 //   0x44 cycles  0x4C shape (64 bits)  0x54 error   read-only

@@ -5,8 +5,8 @@
 // channels: those above the threshold win, and of those equal to it the first that are needed.
 // Dense = 0: K positions {channel, value} leave, numbered from 0. Dense = 1: all values, the losers 0, as position =
 // channel. Two banks: a sample is counted while another is scanned. Channels + 40 clocks per sample at most.
-// The credit protocol is that of cs_sequencer, but a bank is given back Lead clocks before it is free: the producer must
-// take longer from its start to its first value. The histograms are empty 256 clocks after a reset.
+// The credit protocol is that of cs_sequencer, but a bank is given back Lead clocks before it is free: the producer
+// must take longer from its start to its first value. The histograms are empty 256 clocks after a reset.
 module cs_kwta_global #(
   parameter int Channels = 1500,
   parameter int K        = 150,

@@ -1,6 +1,7 @@
 // The write port of a parameter memory: gathers the 64-bit words of one row.
 //
-// A row of Bits bits is ceil(Bits / 64) words on the bus, the least significant first. we_o follows the last by a clock.
+// A row of Bits bits is ceil(Bits / 64) words on the bus, the least significant first. we_o follows the last word by a
+// clock.
 module cs_load_row #(
   parameter logic [7:0] Stage = 0,
   parameter int         Bits  = 64

@@ -1,5 +1,5 @@
-// Largest value of each 2 x 2 window, per channel. A position comes as Beats beats of Columns values; the four positions
-// of a window follow one another (see cs_sequencer), so that one running maximum per channel suffices.
+// Largest value of each 2 x 2 window, per channel. A position comes as Beats beats of Columns values; the four
+// positions of a window follow one another (see cs_sequencer), so that one running maximum per channel suffices.
 // Latency 1 clock after the fourth position's beat; one beat per clock.
 module cs_max_pool #(
   parameter int Columns = 1,

@@ -69,9 +69,8 @@ module cs_sequencer #(
 
   if (Pool != 1 && Pool != 2) $error("cs_sequencer: Pool is 1 or 2");
   if (OutHeight % Pool != 0 || OutWidth % Pool != 0) $error("cs_sequencer: the output is no multiple of Pool");
-  if ((OutHeight - 1) * Stride + KernelHeight > InHeight || (OutWidth - 1) * Stride + KernelWidth > InWidth) begin : g_size
-    $error("cs_sequencer: the last window leaves the input");
-  end
+  if ((OutHeight - 1) * Stride + KernelHeight > InHeight) $error("cs_sequencer: the last window leaves the input");
+  if ((OutWidth - 1) * Stride + KernelWidth > InWidth) $error("cs_sequencer: the last window leaves the input");
   if (Interval < Beats) $error("cs_sequencer: Interval is shorter than the beats of a pass");
   if (OutHeight * OutWidth * Passes * Interval <= ReadDelay) $error("cs_sequencer: a sample is too short");
 

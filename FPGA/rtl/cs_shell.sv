@@ -84,12 +84,13 @@ module cs_shell #(
 
   typedef enum logic [2:0] { Settling, Idle, Header, Body, Start, Run, Done } state_e;
   state_e      state_q;
-  logic        start, load, loaded_q, loading, begins;
+  logic        start, load, loaded_q, loading, begins, idle;
   logic [63:0] x, y, image;
   logic [31:0] samples, cycles_q;
   logic [8:0]  settle_q;
   logic [3:0]  error_q;
 
+  assign idle = state_q == Idle || state_q == Settling;
   cs_control u_control (
     .clk_i(ap_clk), .rst_ni(ap_rst_n), .awvalid_i(s_axi_control_awvalid), .awready_o(s_axi_control_awready),
     .awaddr_i(s_axi_control_awaddr), .wvalid_i(s_axi_control_wvalid), .wready_o(s_axi_control_wready),
@@ -97,8 +98,8 @@ module cs_shell #(
     .bready_i(s_axi_control_bready), .bresp_o(s_axi_control_bresp), .arvalid_i(s_axi_control_arvalid),
     .arready_o(s_axi_control_arready), .araddr_i(s_axi_control_araddr), .rvalid_o(s_axi_control_rvalid),
     .rready_i(s_axi_control_rready), .rdata_o(s_axi_control_rdata), .rresp_o(s_axi_control_rresp),
-    .interrupt_o(interrupt), .start_o(start), .done_i(state_q == Done), .idle_i((state_q == Idle || state_q == Settling) && !start),
-    .x_o(x), .y_o(y), .image_o(image), .samples_o(samples), .load_o(load), .cycles_i(cycles_q), .shape_i(ShapeId),
+    .interrupt_o(interrupt), .start_o(start), .done_i(state_q == Done), .idle_i(idle && !start), .x_o(x),
+    .y_o(y), .image_o(image), .samples_o(samples), .load_o(load), .cycles_i(cycles_q), .shape_i(ShapeId),
     .error_i(error_q)
   );
 

@@ -43,7 +43,17 @@ _CONTROL = (
     *(("in", 1, "arvalid"), ("out", 1, "arready"), ("in", 12, "araddr")),
     *(("out", 1, "rvalid"), ("in", 1, "rready"), ("out", 32, "rdata"), ("out", 2, "rresp")),
 )
-_ADDRESS = (("addr", 64), ("id", 0), ("len", 8), ("size", 3), ("burst", 2), ("lock", 2), ("cache", 4), ("prot", 3), ("qos", 4))
+_ADDRESS = (
+    ("addr", 64),
+    ("id", 0),
+    ("len", 8),
+    ("size", 3),
+    ("burst", 2),
+    ("lock", 2),
+    ("cache", 4),
+    ("prot", 3),
+    ("qos", 4),
+)
 _MEMORY = (
     *(("out", 1, "awvalid"), ("in", 1, "awready"), *(("out", width, f"aw{field}") for field, width in _ADDRESS)),
     *(("out", 1, "wvalid"), ("in", 1, "wready"), ("out", 64, "wdata"), ("out", 8, "wstrb"), ("out", 1, "wlast")),
@@ -161,7 +171,9 @@ class _Stream:
         self.valid, self.data, self.dimensions = valid, data, ""
         self._prefix, self._count = prefix, 0
 
-    def through(self, module: str, parameters: Parameters, ports: tuple[str, str], shape: Sequence[int], **extra: str) -> None:
+    def through(
+        self, module: str, parameters: Parameters, ports: tuple[str, str], shape: Sequence[int], **extra: str
+    ) -> None:
         """Append a stage; ports: names of its data in and out; shape: of the data out."""
         name = f"{self._prefix}_{self._count}"
         self._count += 1

@@ -1,7 +1,7 @@
 """The parameter image: what a pipeline loads from memory before it runs.
 
-64-bit little-endian words (`FPGA/rtl/cs_loader.sv`): the magic `CSIMAGE1`, the shape id, the length in words, the sum of
-all words from the ninth on modulo 2**64, four zeros; then sections. A section is a header
+64-bit little-endian words (`FPGA/rtl/cs_loader.sv`): the magic `CSIMAGE1`, the shape id, the length in words, the sum
+of all words from the ninth on modulo 2**64, four zeros; then sections. A section is a header
 `{rows: 24, words per row: 16, unit: 16, stage: 8}`, the stage in the least significant bits, and its rows.
 
 Layer i has two stages. 2 i, its weights (`cs_engine.sv`): a unit per lane, a row per row of its memory. 2 i + 1, the

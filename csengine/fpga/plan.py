@@ -1,10 +1,10 @@
 """The pipeline of a network's shape: how many lanes, sets and passes every layer gets, and what that costs.
 
 A plan is all that the hardware is generated from. It holds shapes only, no parameters: models of one shape share it.
-`plan` is the entry point. Cycles are predictions that the hardware meets exactly (`FPGA/rtl` gives each module's).
+`plan` makes it. Cycles are predictions that the hardware meets (`FPGA/rtl` gives each module's).
 
-Every layer is a convolution over positions. A linear layer after an H x W x C tensor has an H x W kernel and one output;
-after a global k-WTA it reads k positions, each with the index of a winner.
+Every layer is a convolution over positions. A linear layer after an H x W x C tensor has an H x W kernel and one
+output; after a global k-WTA it reads k positions, each with the index of a winner.
 """
 
 from __future__ import annotations
@@ -306,9 +306,7 @@ class Plan:
             raise ValueError(f"this is no plan of a pipeline: {error}") from error
 
 
-def plan(
-    graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", products: int | None = None
-) -> Plan:
+def plan(graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", products: int | None = None) -> Plan:
     """The cheapest pipeline for a network within a budget.
 
     Args:
@@ -377,7 +375,9 @@ def _within(graph: Graph, chain: list[_Link], mode: Mode, cycles: int) -> Plan:
         names = {layer.name for layer in layers}
         fixed = max(needs for stage, needs in made.stages.items() if stage not in names)
         if fixed > cycles:
-            raise UnsupportedModelError(f"the pipeline takes at least {fixed} clocks per sample; got {cycles} as budget")
+            raise UnsupportedModelError(
+                f"the pipeline takes at least {fixed} clocks per sample; got {cycles} as budget"
+            )
         target -= made.cycles - cycles  # neighbours that wait for each other need faster layers
 
 
@@ -482,8 +482,8 @@ def _link(graph: Graph, node: Conv2d | Linear, links: list[_Link], mode: Mode) -
         if not plain or node.requantization is None:
             raise UnsupportedModelError(
                 f"{node.name} has groups {node.groups}, padding {node.padding}, stride {node.stride} and "
-                f"{'no' if node.requantization is None else 'a'} requantization; a pipeline's convolution has one group, "
-                "no padding, equal strides and a requantization"
+                f"{'no' if node.requantization is None else 'a'} requantization; a pipeline's convolution has one "
+                "group, no padding, equal strides and a requantization"
             )
         kernel, stride, (height, width, _) = node.kernel, node.stride[0], kind.shape
     else:
@@ -565,8 +565,7 @@ def _followed(graph: Graph, link: _Link, node: Node, mode: Mode) -> _Link:
         if base.is_linear or base.pool or not fits or min(base.out_height, base.out_width) < 2:
             raise UnsupportedModelError(f"{node.name}: a pipeline pools 2 x 2 by steps of 2, once after a convolution")
         pool: Pool = "after" if base.winners else "before"
-        even = {"out_height": base.out_height // 2 * 2, "out_width": base.out_width // 2 * 2}
-        base = replace(base, pool=pool, **even)
+        base = replace(base, pool=pool, out_height=base.out_height // 2 * 2, out_width=base.out_width // 2 * 2)
     elif isinstance(node, KWTA):
         base = _with_winners(base, node, kind)
     elif not isinstance(node, Reshape):
@@ -611,8 +610,8 @@ def _check_places(name: str, packed: PackedMatrix) -> None:
     used = packed.members[packed.members >= 0]
     if len(np.unique(used)) != len(used) or len(used) != packed.kernel_blocks:
         raise UnsupportedModelError(
-            f"{name} has kernels in several sets, or in none; a pipeline sums each kernel in one place: pack a mask that "
-            "is complementary"
+            f"{name} has kernels in several sets, or in none; a pipeline sums each kernel in one place: pack a "
+            "mask that is complementary"
         )
     if packed.set_size > _MAX_SLOTS:
         raise UnsupportedModelError(f"{name} has sets of {packed.set_size} kernels; a pipeline's have at most 255")

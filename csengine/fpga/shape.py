@@ -29,17 +29,11 @@ def _differences(where: str, one: Any, other: Any) -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         names = [*one, *(name for name in other if name not in one)]
         prefix = f"{where}." if where else ""
-        return [
-            text for name in names for text in _differences(f"{prefix}{name}", one.get(name), other.get(name))
-        ]
+        return [text for name in names for text in _differences(f"{prefix}{name}", one.get(name), other.get(name))]
     if where == "layers":
         if len(one) != len(other):
             return [f"{len(other)} layers instead of {len(one)}"]
-        return [
-            text
-            for mine, its in zip(one, other, strict=True)
-            for text in _differences(mine["name"], mine, its)
-        ]
+        return [text for mine, its in zip(one, other, strict=True) for text in _differences(mine["name"], mine, its)]
     return [] if one == other else [f"{where} is {_short(other)} instead of {_short(one)}"]
 
 

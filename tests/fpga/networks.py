@@ -17,7 +17,7 @@ _EXTREMES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 @dataclass(frozen=True)
 class Spec:
-    """One layer; kernel (0, 0) is a linear one. slots 1: dense. pool: "", "before" or "after" the k-WTA of k, 0: none."""
+    """One layer; kernel (0, 0): linear; slots 1: dense; pool: "", "before" or "after" the k-WTA of k; k 0: none."""
 
     kernels: int
     kernel: tuple[int, int] = (0, 0)
@@ -67,7 +67,8 @@ def _layer(rng: np.random.Generator, name: str, nodes: list[Node], spec: Spec, s
     spread = max(1.0, float(np.abs(sums).mean()))
     multiplier = rng.integers(2**15, 2**16, spec.kernels).astype(np.uint16)
     shift = np.rint(np.log2(multiplier * spread / rng.choice([3, 30, 100], spec.kernels))).clip(1, 47).astype(np.uint8)
-    return replace(plain, requantization=Requantization(multiplier, shift, spec.dtype, 0.5))  # type: ignore[call-arg, arg-type]
+    scaling = Requantization(multiplier, shift, spec.dtype, 0.5)  # type: ignore[arg-type]
+    return replace(plain, requantization=scaling)  # type: ignore[call-arg]
 
 
 def _weight(rng: np.random.Generator, rows: int, spec: Spec) -> NDArray[np.int8] | PackedMatrix:

