@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from csengine.cli import options, output, shipped
+from csengine.cli import options, output, pipeline, shipped
 
 _MAX_UNITS = 64
 _TARGETS = ("emulation", "hw")
@@ -24,6 +24,7 @@ def register(commands: options.Commands) -> None:
     text = "plan, build and run a model's hardware"
     parser = commands.add_parser("fpga", help=text, description=f"{text[0].upper()}{text[1:]}.")
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP", title="steps")
+    pipeline.register(steps)
     _register_build(steps)
 
 

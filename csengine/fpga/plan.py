@@ -306,6 +306,10 @@ class Plan:
             raise ValueError(f"this is no plan of a pipeline: {error}") from error
 
 
+#: Every layer of a network with the ways to build it.
+_Chain: TypeAlias = "list[tuple[_Link, list[Layer]]]"
+
+
 def plan(graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", products: int | None = None) -> Plan:
     """The cheapest pipeline for a network within a budget.
 
@@ -318,23 +322,23 @@ def plan(graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", 
 
     Raises UnsupportedModelError where no pipeline can hold the network, or none meets the budget.
     """
-    chain = _chain(graph, mode)
+    chain = [(link, list(_variants(link))) for link in _chain(graph, mode)]
     if products is not None:
-        return _fastest(graph, chain, mode, products)
+        return _fastest(graph, chain, products)
     if cycles is not None:
-        return _within(graph, chain, mode, cycles)
-    return _within(graph, chain, mode, _reachable(graph, chain, mode))
+        return _within(graph, chain, cycles)
+    return _within(graph, chain, _reachable(graph, chain))
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
 
 
-def _reachable(graph: Graph, chain: list[_Link], mode: Mode) -> int:
+def _reachable(graph: Graph, chain: _Chain) -> int:
     """`DEFAULT_CYCLES` times the smallest power of two that every layer can meet."""
     cycles = DEFAULT_CYCLES
     while True:
         try:
-            _within(graph, chain, mode, cycles)
+            _within(graph, chain, cycles)
         except UnsupportedModelError:
             if cycles > 2**40:
                 raise
@@ -343,16 +347,16 @@ def _reachable(graph: Graph, chain: list[_Link], mode: Mode) -> int:
             return cycles
 
 
-def _fastest(graph: Graph, chain: list[_Link], mode: Mode, products: int) -> Plan:
+def _fastest(graph: Graph, chain: _Chain, products: int) -> Plan:
     """The plan of fewest cycles that makes at most so many products per clock, by bisection."""
     too_few, enough = 0, 2**40
-    found = _within(graph, chain, mode, enough)
+    found = _within(graph, chain, enough)
     if found.products > products:
         raise UnsupportedModelError(f"the network needs at least {found.products} products per clock; got {products}")
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         try:
-            candidate = _within(graph, chain, mode, middle)
+            candidate = _within(graph, chain, middle)
         except UnsupportedModelError:
             too_few = middle
             continue
@@ -363,12 +367,12 @@ def _fastest(graph: Graph, chain: list[_Link], mode: Mode, products: int) -> Pla
     return found
 
 
-def _within(graph: Graph, chain: list[_Link], mode: Mode, cycles: int) -> Plan:
+def _within(graph: Graph, chain: _Chain, cycles: int) -> Plan:
     """The plan with the fewest products, then the least memory, that meets a budget."""
-    source, last = graph.input, chain[-1]
+    source, (last, _) = graph.input, chain[-1]
     target = cycles
     while True:
-        layers = tuple(_cheapest(link, mode, target) for link in chain)
+        layers = tuple(_cheapest(link, variants, target) for link, variants in chain)
         made = Plan(source.shape, source.dtype, last.output, last.output_type.shape, last.output_type.dtype, layers)
         if made.cycles <= cycles:
             return made
@@ -381,22 +385,20 @@ def _within(graph: Graph, chain: list[_Link], mode: Mode, cycles: int) -> Plan:
         target -= made.cycles - cycles  # neighbours that wait for each other need faster layers
 
 
-def _cheapest(link: _Link, mode: Mode, cycles: int) -> Layer:
-    best: tuple[tuple[int, int, int], Layer] | None = None
-    fastest = None
-    for layer in _variants(link, mode):
-        fastest = layer.cycles if fastest is None else min(fastest, layer.cycles)
-        cost = (layer.products, layer.weight_bits, layer.cycles)
-        if layer.cycles <= cycles and (best is None or cost < best[0]):
-            best = cost, layer
-    if best is None:
+def _cheapest(link: _Link, variants: list[Layer], cycles: int) -> Layer:
+    """The layer with the fewest products, then the least memory, then the fewest clocks, within a budget."""
+    fitting = [layer for layer in variants if layer.cycles <= cycles]
+    if not fitting:
+        fastest = min(layer.cycles for layer in variants)
         raise UnsupportedModelError(
             f"{link.node.name} takes {fastest} clocks per sample with all the lanes it can use; got {cycles} as budget"
         )
-    return _with_channels(best[1], link)
+    least = min(layer.products for layer in fitting)
+    cheap = [layer for layer in fitting if layer.products == least]
+    return _with_channels(min(cheap, key=lambda layer: (layer.weight_bits, layer.cycles)), link)
 
 
-def _variants(link: _Link, mode: Mode) -> Iterator[Layer]:
+def _variants(link: _Link) -> Iterator[Layer]:
     """All sensible lanes and passes of a layer."""
     base, units = link.base, link.sets
     for passes in _steps(units):
@@ -466,7 +468,7 @@ def _chain(graph: Graph, mode: Mode) -> list[_Link]:
                 raise UnsupportedModelError(f"{node.name} reads accumulators; requantize them first")
             links.append(_link(graph, node, links, mode))
         elif links:
-            links[-1] = _followed(graph, links[-1], node, mode)
+            links[-1] = _followed(graph, links[-1], node)
         elif not isinstance(node, Reshape):
             raise UnsupportedModelError(f"{node.name} comes before the first layer, where a pipeline holds nothing")
         previous = node.name
@@ -555,7 +557,7 @@ def _memory(
     }
 
 
-def _followed(graph: Graph, link: _Link, node: Node, mode: Mode) -> _Link:
+def _followed(graph: Graph, link: _Link, node: Node) -> _Link:
     """The layer with what a node after it adds."""
     base, kind = link.base, graph.types[node.name]
     if not base.requantize:
