@@ -43,13 +43,25 @@ def run_verilator(arguments: Sequence[str], place: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def compile_top(top: str, place: Path, sources: Sequence[Path] = ()) -> Path:
-    """Verilate a `csengine_top` with the bench; the shared object."""
+def compile_top(top: str, place: Path, sources: Sequence[Path] = (), lint: bool = True) -> Path:
+    """Verilate a `csengine_top` with the bench; the shared object. lint: every warning is an error."""
     (place / "csengine_top.sv").write_text(top)
     files = [RTL / "lint.vlt", *(sources or generate.sources()), place / "csengine_top.sv", HERE / "verilated.cpp"]
     cxx = "ccache g++" if shutil.which("ccache") else "g++"
     options = [
-        *("--cc", "--exe", "--build", "-j", "2", "-O3", "-Wall", "--top-module", "csengine_top", "-o", "bench.so"),
+        *(
+            "--cc",
+            "--exe",
+            "--build",
+            "-j",
+            "2",
+            "-O3",
+            "-Wall" if lint else "-Wno-fatal",
+            "--top-module",
+            "csengine_top",
+            "-o",
+            "bench.so",
+        ),
         *("--x-assign", "unique", "--x-initial", "unique", "--output-split", "20000", "-LDFLAGS", "-shared"),
         *("-CFLAGS", "-std=c++17 -fPIC", "-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0 CFG_CXXFLAGS_PCH_I=-include"),
         *("-MAKEFLAGS", f"PYTHON3={sys.executable}", "-MAKEFLAGS", f"'CXX={cxx}'", "--Mdir", "obj"),
@@ -109,9 +121,9 @@ class Bench:
         self.write(0x3C, int(load))
         self.write(0x00, 1)
 
-    def wait(self) -> int:
-        """Clock cycles of the run."""
-        for _ in range(_PATIENCE // 500):
+    def wait(self, patience: int = _PATIENCE) -> int:
+        """Clock cycles of the run. patience: clocks that it may take."""
+        for _ in range(patience // 500):
             self.step(500)
             if self.read(0x00) & 2:
                 return self.read(0x44)
@@ -139,10 +151,10 @@ class Bench:
         assert (self.memory[self.x_at - GUARD // 2 : self.x_at] == 0xA5).all()
         assert (self.memory[end:] == 0xA5).all()
 
-    def run(self, x: NDArray[Any], load: bool = False) -> tuple[NDArray[Any], int]:
+    def run(self, x: NDArray[Any], load: bool = False, patience: int = _PATIENCE) -> tuple[NDArray[Any], int]:
         """Results and clock cycles."""
         self.put_samples(x)
         self.start(len(x), load)
-        cycles = self.wait()
+        cycles = self.wait(patience)
         assert self.read(0x54) == 0, "error register"
         return self.results(len(x)), cycles
