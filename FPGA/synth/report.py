@@ -42,7 +42,7 @@ def _graph(name: str) -> Graph:
 
 
 def pipelines() -> dict[str, tuple[str, str, Callable[[Graph], Plan]]]:
-    """Name: model, mode, plan. Dense and sparse-dense ones make at most as many products per clock as the sparse one."""
+    """Name: model, mode, plan. The others make at most as many products per clock as the sparse-sparse one."""
     products = plan(_graph("kws_paper")).products
     return {
         "sparse-sparse": ("kws_paper", "sparse-sparse", plan),
@@ -151,7 +151,6 @@ def main() -> None:
         for name in arguments.pipeline or pipelines():
             record = (measure if arguments.what == "cycles" else count)(name)
             _path(arguments.what, name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-            print(name, json.dumps(record)[:300], flush=True)
     _write_docs(tables())
 
 

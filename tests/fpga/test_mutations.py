@@ -66,7 +66,9 @@ def test_mutant(number: int, tmp_path: Path) -> None:
     library = compile_top(generate.top(made), tmp_path, sources, lint=False)
     # A mutant may break the bus, which ends its process, or hang.
     try:
-        done = subprocess.run([sys.executable, __file__, library], capture_output=True, timeout=300, check=False)
+        command = [sys.executable, __file__, str(library)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(command, capture_output=True, timeout=300, check=False, env=environment)
         passes = done.returncode == 0
     except subprocess.TimeoutExpired:
         passes = False

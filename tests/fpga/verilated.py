@@ -1,4 +1,4 @@
-"""A pipeline's hardware in Verilator, driven as a host would: memory, registers, runs (`verilated.cpp`)."""
+"""A pipeline's hardware in Verilator, driven as a host would: memory, registers, runs (`bench.cpp`)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_verilator(arguments: Sequence[str], place: Path) -> None:
 def compile_top(top: str, place: Path, sources: Sequence[Path] = (), lint: bool = True) -> Path:
     """Verilate a `csengine_top` with the bench; the shared object. lint: every warning is an error."""
     (place / "csengine_top.sv").write_text(top)
-    files = [RTL / "lint.vlt", *(sources or generate.sources()), place / "csengine_top.sv", HERE / "verilated.cpp"]
+    files = [RTL / "lint.vlt", *(sources or generate.sources()), place / "csengine_top.sv", HERE / "bench.cpp"]
     cxx = "ccache g++" if shutil.which("ccache") else "g++"
     options = [
         *(
