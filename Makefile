@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The Xilinx Runtime, through which tests drive emulated FPGAs.
+XRT := libxrt1 libxrt-dev uuid-dev
 # Synthesizers that speak the data set.
 SPEECH := espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
-SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+CPP := $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h FPGA/*/*.cpp FPGA/*/*.h)
+SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fuzz sanitize clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -20,12 +23,12 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+	$(BIN)/clang-format -i $(CPP)
 
 # Our own speed: networks, every kernel, how time grows; then the tables and pictures. Under 10 minutes.
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
@@ -76,6 +79,10 @@ kws-study: $(VENV)/.test
 	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/study.py
 
+# More samples of the shipped networks on emulated hardware than the tests try.
+fpga-samples: $(VENV)/.test
+	CSENGINE_FPGA_SAMPLES=200 $(BIN)/python -m pytest tests/fpga/test_xrt_kws.py -s
+
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
@@ -113,8 +120,8 @@ $(VENV)/.bench: $(VENV)/.test
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	tools/system_packages.sh espeak-ng
-	$(BIN)/python -m pip install --quiet --editable '.[torch,test,dev,docs]'
+	tools/system_packages.sh espeak-ng $(XRT)
+	$(BIN)/python -m pip install --quiet --editable '.[torch,fpga,test,dev,docs]'
 	touch $@
 
 clean:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from csengine import container
+from csengine import container, reference
 from csengine.backends import MODES, KernelChoice, Mode, Program
 from csengine.container import Model
 from csengine.errors import BackendUnavailableError, ShapeError
@@ -27,6 +27,7 @@ _MODULES = {
     "cpp": "csengine.backends.cpp",
     "numba": "csengine.backends.numba",
     "reference": "csengine.backends.reference",
+    "fpga": "csengine.backends.fpga",
 }
 
 Array = NDArray[Any]
@@ -38,7 +39,8 @@ class LayerProfile:
     """Measured time of one step, with the fused layers before it.
 
     seconds: for the whole batch, median of the passes. macs_dense, macs_done: multiply-accumulates of the batch, every
-    weight and activation counted, and those really done.
+    weight and activation counted, and those really done. cycles: clock cycles per sample, where the hardware counts
+    them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class LayerProfile:
     seconds: float
     macs_dense: int
     macs_done: int
+    cycles: float | None = None
 
     @property
     def effective_rate(self) -> float:
@@ -94,12 +97,18 @@ class Engine:
         mode: Mode = "auto",
         kernels: Mapping[str, str] | None = None,
         plan_cache: str | os.PathLike[str] | None = None,
+        emulate: bool | None = None,
+        xclbin: str | os.PathLike[str] | None = None,
+        device: int | str | Sequence[int | str] | None = None,
     ) -> None:
         """Compile a model that is in memory; see `load`."""
         self.model = model
         self.threads = _resolve_threads(threads)
         self.mode = _resolve_mode(mode)
-        options = _cpp_options(kernels, plan_cache)
+        options = {
+            "cpp": _cpp_options(kernels, plan_cache),
+            "fpga": {"emulate": emulate, "xclbin": xclbin, "device": device},
+        }
         self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads, options)
         graph = model.graph
         self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
@@ -118,6 +127,9 @@ class Engine:
         mode: Mode = "auto",
         kernels: Mapping[str, str] | None = None,
         plan_cache: str | os.PathLike[str] | None = None,
+        emulate: bool | None = None,
+        xclbin: str | os.PathLike[str] | None = None,
+        device: int | str | Sequence[int | str] | None = None,
     ) -> Engine:
         """Load a packed file and compile it.
 
@@ -131,12 +143,25 @@ class Engine:
         kernels: the C++ kernels of some layers by name, instead of a choice (`plan()` lists what was tried).
         plan_cache: a file that keeps what was measured, so that the next load need not; None takes
         `CSENGINE_PLAN_CACHE`, or keeps nothing.
+        For the backend "fpga" only, each with a variable `CSENGINE_FPGA_...` for what is not given: xclbin: the
+        hardware, built for the shape of this model. device: index or BDF of a card, or several that share batches;
+        None takes all. emulate: run the hardware's RTL behind XRT in processes of its own; the first time for a shape
+        this builds it, which takes a minute or two.
 
         Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
-        here), ValueError (an argument out of range).
+        here), DeviceError (an FPGA fails, or its hardware is for another shape), ValueError (an argument out of range).
         """
-        model = container.load(path)
-        return cls(model, backend=backend, threads=threads, mode=mode, kernels=kernels, plan_cache=plan_cache)
+        return cls(
+            container.load(path),
+            backend=backend,
+            threads=threads,
+            mode=mode,
+            kernels=kernels,
+            plan_cache=plan_cache,
+            emulate=emulate,
+            xclbin=xclbin,
+            device=device,
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -165,7 +190,7 @@ class Engine:
         return y[0] if is_single else y
 
     def trace(self, x: ArrayLike) -> Mapping[str, Array]:
-        """Every node's tensor `[B, ...]` in NHWC, for one sample or a batch."""
+        """Every node's tensor `[B, ...]` in NHWC, for one sample or a batch; an FPGA shows only its result."""
         return self._program.trace(self._to_batch(x)[0])
 
     def plan(self) -> tuple[LayerPlan, ...]:
@@ -187,13 +212,16 @@ class Engine:
     def _layer_profiles(self, batch: Array, seconds: Mapping[str, float]) -> tuple[LayerProfile, ...]:
         graph, choices = self.model.graph, self._program.choices()
         rows = {row.name: row for row in self.plan()}
-        done = count_macs(graph, self._program.trace(batch), {name: row.mode for name, row in rows.items()})
+        tensors = self._program.trace(batch)
+        if len(tensors) < len(graph.nodes):  # a hardware pipeline does not show what is inside
+            tensors = reference.trace(graph, batch)
+        done = count_macs(graph, tensors, {name: row.mode for name, row in rows.items()})
         layers, pending_dense, pending_done = [], 0, 0
         for node in graph.nodes:
             pending_dense += rows[node.name].macs_dense * len(batch)
             pending_done += done.get(node.name, 0)
             if (choice := choices.get(node.name)) is not None:
-                measured = (seconds[node.name], pending_dense, pending_done)
+                measured = (seconds[node.name], pending_dense, pending_done, choice.cycles)
                 layers.append(LayerProfile(node.name, choice.kernel, choice.tier, choice.mode, *measured))
                 pending_dense = pending_done = 0
         return tuple(layers)
@@ -279,26 +307,29 @@ def _cpp_options(kernels: Mapping[str, str] | None, plan_cache: str | os.PathLik
 
 
 def _compile(
-    model: Model, backend: str, mode: Mode, threads: int, cpp_options: dict[str, Any]
+    model: Model, backend: str, mode: Mode, threads: int, options: Mapping[str, dict[str, Any]]
 ) -> tuple[Backend, Program]:
     """The program, and the backend that it is for; "auto" tries them in order and says why none works."""
+    given = [name for name, value in options["fpga"].items() if value is not None]
+    if given and backend != "fpga":
+        raise ValueError(f"{', '.join(given)} is for backend='fpga'; backend is {backend!r}")
     wanted = tuple(name for name in BACKENDS if name == backend)
     if backend == "auto":
-        wanted = ("cpp",) if cpp_options["tier"] or cpp_options["kernels"] else _AUTOMATIC
+        wanted = ("cpp",) if options["cpp"]["tier"] or options["cpp"]["kernels"] else _AUTOMATIC
     reasons = []
     for name in wanted:
         try:
-            return name, _compile_for(name, model, mode, threads, cpp_options)
+            return name, _compile_for(name, model, mode, threads, options)
         except BackendUnavailableError as error:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailableError("; ".join(reasons))
 
 
-def _compile_for(name: Backend, model: Model, mode: Mode, threads: int, cpp_options: dict[str, Any]) -> Program:
-    if name not in _MODULES:
-        raise BackendUnavailableError("this version has no FPGA backend; use backend='cpp', 'numba' or 'reference'")
-    if name != "cpp" and cpp_options["kernels"]:
+def _compile_for(
+    name: Backend, model: Model, mode: Mode, threads: int, options: Mapping[str, dict[str, Any]]
+) -> Program:
+    if name != "cpp" and options["cpp"]["kernels"]:
         raise ValueError(f"kernels are given for backend {name!r}; only 'cpp' has several to choose from")
     module = importlib.import_module(_MODULES[name])
-    program: Program = module.compile(model.graph, mode, threads, **(cpp_options if name == "cpp" else {}))
+    program: Program = module.compile(model.graph, mode, threads, **options.get(name, {}))
     return program

@@ -35,7 +35,8 @@ class LayerPlan:
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
     (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. measured: the kernels
-    that were tried for the layer, the fastest first; empty where the backend does not measure.
+    that were tried for the layer, the fastest first; empty where the backend does not measure. cycles: clock cycles per
+    sample in the last run, where the hardware counts them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LayerPlan:
     bytes_weights: int
     bytes_dense: int
     measured: tuple[KernelTiming, ...] = ()
+    cycles: float | None = None
 
     @property
     def runner_up(self) -> KernelTiming | None:
@@ -72,7 +74,8 @@ def _layer_plan(
     choice = choices.get(node.name, KernelChoice("", "", ""))
     operation = OPERATION_NAMES[type(node)]
     if not isinstance(node, (Conv2d, Linear)):
-        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, 0, 0, 0, 0)
+        counts = (0, 0, 0, 0)
+        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, *counts, cycles=choice.cycles)
     source = _choice_of(graph, node, choices)
     mode = source.mode
     dense = node.dense_macs(graph.types[node.name])
@@ -80,7 +83,9 @@ def _layer_plan(
     stored, expanded = weight_bytes(node)
     done = round(dense * share)
     counts = (dense, done, stored, expanded)
-    return LayerPlan(node.name, operation, choice.kernel, choice.tier, mode, *counts, source.measured)
+    return LayerPlan(
+        node.name, operation, choice.kernel, choice.tier, mode, *counts, measured=source.measured, cycles=choice.cycles
+    )
 
 
 def _choice_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> KernelChoice:

@@ -33,16 +33,18 @@ class KernelTiming:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """The kernel that runs a node: its name, its tier (instruction set, "numpy" or "numba") and its mode.
+    """The kernel that runs a node: its name, its tier (instruction set, "numpy", "numba" or "xrt") and its mode.
 
     mode: "dense", "sparse-dense" or "sparse-sparse" for a layer with weights, otherwise "". measured: every kernel that
-    was tried, the fastest (the one chosen) first; empty where nothing was measured.
+    was tried, the fastest (the one chosen) first; empty where nothing was measured. cycles: clock cycles per sample in
+    the last run, where the hardware counts them.
     """
 
     kernel: str
     tier: str
     mode: str
     measured: tuple[KernelTiming, ...] = ()
+    cycles: float | None = None
 
 
 class Program(Protocol):
@@ -55,7 +57,7 @@ class Program(Protocol):
         """
 
     def trace(self, x: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Every node's tensor `[B, ...]`."""
+        """Every node's tensor `[B, ...]`; those inside a hardware pipeline are missing."""
 
     def choices(self) -> Mapping[str, KernelChoice]:
         """The kernel of every node that runs; a node that was fused into another is missing."""

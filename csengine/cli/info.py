@@ -27,6 +27,7 @@ def register(commands: options.Commands) -> None:
     parser = options.add_command(commands, "info", text, _EXAMPLES, execute)
     options.add_model(parser)
     options.add_backend(parser)
+    options.add_fpga(parser)
     options.add_mode(parser)
     options.add_threads(parser)
 
@@ -34,7 +35,13 @@ def register(commands: options.Commands) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     packed = shipped.load_model(arguments.model)
-    engine = Engine(packed.model, backend=arguments.backend, threads=arguments.threads, mode=arguments.mode)
+    engine = Engine(
+        packed.model,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        mode=arguments.mode,
+        **options.fpga(arguments),
+    )
     report = _report(packed, engine)
     print(output.json_text(report) if arguments.json else _text(report))
     return 0
@@ -169,7 +176,8 @@ def _plan_text(plan: Sequence[LayerPlan]) -> str:
     dense, done = sum(row.macs_dense for row in plan), sum(row.macs_done for row in plan)
     rows.append(("together", "", "", "", f"{dense:,}", f"{done:,}", "", "", ""))
     header = ("node", "mode", "kernel", "tier", ">MACs dense", ">MACs done", ">µs", ">µs if dense", "runner-up")
-    return output.table(header, rows)
+    clocks = [f"\n{row.name}: {row.cycles:,.1f} clock cycles per sample, measured" for row in plan if row.cycles]
+    return output.table(header, rows) + "".join(clocks)
 
 
 def _microseconds(timing: KernelTiming | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from csengine import Engine, __version__
 from csengine.container import Model
 from csengine.engine import BACKENDS
-from csengine.errors import BackendUnavailableError
+from csengine.errors import BackendUnavailableError, CsengineError
 from csengine.graph import Graph, Input, Relu
 from csengine.resources import allowed_cpus, cpu_model, default_threads
 
@@ -72,6 +72,6 @@ def backends() -> dict[str, str]:
         try:
             Engine(model, backend=name, threads=1)
             found[name] = ""
-        except (BackendUnavailableError, ImportError) as error:
+        except (CsengineError, ImportError) as error:
             found[name] = str(error).removeprefix(f"{name}: ")
     return found

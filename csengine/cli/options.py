@@ -45,6 +45,20 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=ALL_BACKENDS, default="auto", help="what computes (default: auto)")
 
 
+def add_fpga(parser: argparse.ArgumentParser) -> None:
+    """--emulate, --xclbin and --device of the backend fpga."""
+    group = parser.add_argument_group("with --backend fpga")
+    help = "run the hardware's RTL here, behind XRT; the first time for a shape, build it (a minute or two)"
+    group.add_argument("--emulate", action="store_true", default=None, help=help)
+    group.add_argument("--xclbin", metavar="FILE", help="the hardware, built for the model's shape")
+    group.add_argument("--device", metavar="N|BDF[,…]", help="cards by index or address (default: all)")
+
+
+def fpga(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_fpga` was given, as arguments of `Engine`."""
+    return {"emulate": arguments.emulate, "xclbin": arguments.xclbin, "device": arguments.device}
+
+
 def add_mode(parser: argparse.ArgumentParser) -> None:
     """--mode with one value."""
     parser.add_argument("--mode", choices=MODES, default="auto", help="sparsity that may be used (default: auto, both)")
