@@ -501,7 +501,8 @@ def _route(packed: PackedMatrix) -> tuple[Array, Array]:
     first = np.where(packed.kid == NOBODY, spare, owner) * v
     route = np.repeat(first, u, axis=0)[..., None] + np.arange(0, v, lanes)
     blocks = packed.sets * parts
-    return _aligned(weights.reshape(-1, blocks, lanes)), _aligned(route.reshape(-1, blocks), np.uint32)
+    rows = len(weights)  # said, not -1: a matrix of zeros has no blocks
+    return _aligned(weights.reshape(rows, blocks, lanes)), _aligned(route.reshape(rows, blocks), np.uint32)
 
 
 def _bind_select(
