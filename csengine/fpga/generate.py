@@ -49,7 +49,7 @@ _ADDRESS = (
     ("len", 8),
     ("size", 3),
     ("burst", 2),
-    ("lock", 2),
+    ("lock", 1),
     ("cache", 4),
     ("prot", 3),
     ("qos", 4),
