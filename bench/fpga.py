@@ -96,7 +96,19 @@ def facts(name: str) -> Record:
         "products": made.products,
         "multipliers": made.multipliers,
         "weight_bits": made.weight_bits,
-        "work": {layer.name: layer.products * layer.cycles for layer in made.layers},
+        "layers": [
+            {
+                "name": layer.name,
+                "lanes": layer.lanes,
+                "outputs": layer.outputs,
+                "slots": layer.slots,
+                "passes": layer.passes,
+                "cycles": layer.cycles,
+                "products": layer.products,
+                "weight_bits": layer.weight_bits,
+            }
+            for layer in made.layers
+        ],
     }
 
 
@@ -183,7 +195,7 @@ def kernels(name: str) -> Record:
     counted = synthesis.synthesize_text(generate.side_by_side(layers), timeout=4 * 3600).modules
     rows = []
     for i, ((mode, slots, winners), layer) in enumerate(zip(units, layers, strict=True)):
-        (found,) = {it for path, it in counted.items() if path.startswith("cs_layer") and _is_unit(path, i)}
+        found = counted[f"cs_layer$csengine_top.u_n{i}"]
         rows.append(
             {
                 "mode": mode,
@@ -197,10 +209,6 @@ def kernels(name: str) -> Record:
             }
         )
     return {"units": rows}
-
-
-def _is_unit(path: str, i: int) -> bool:
-    return path.rstrip("'").endswith(f"u_unit{i}")
 
 
 # --- through XRT, mutants, waves -------------------------------------------------------------------------------------
