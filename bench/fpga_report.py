@@ -180,7 +180,6 @@ def kernels_picture(kernels: Mapping[str, Record], path: Path) -> None:
                 x = [_needed(unit) / _needed(dense) for unit in units]
                 y = [_amount(unit, what) / _amount(dense, what) for unit in units]
                 axes.scatter(x, y, 34, marker=markers[name], color=pictures.MODES[mode], alpha=0.85)
-        ends = [min(_needed(u) for it in kernels.values() for u in it["units"]) / 64**2 / 4, 1.0]
         axes.set_xscale("log")
         axes.set_yscale("log")
         low = axes.get_xlim()[0]
@@ -188,7 +187,6 @@ def kernels_picture(kernels: Mapping[str, Record], path: Path) -> None:
         axes.set_xlabel("non-zero weights × active inputs, relative to dense (log scale)")
         axes.set_ylabel("relative to the dense unit of equal throughput")
         pictures.titled(axes, title)
-        del ends
     handles = [plt.Line2D([], [], marker=m, linestyle="", color="#555555", label=name) for name, m in markers.items()]
     handles += [plt.Line2D([], [], marker="o", linestyle="", color=pictures.MODES[m], label=m) for m in MODES]
     handles += [plt.Line2D([], [], linestyle="--", color=pictures.GREY, label="proportional")]
@@ -201,7 +199,6 @@ def _needed(unit: Record) -> float:
 
 
 def _amount(unit: Record, what: str) -> float:
-    """Of a unit, as if it took exactly the clocks that it is allowed."""
     return float(unit[what] if what == "products" else unit["resources"][what])
 
 

@@ -2,9 +2,9 @@
 
     python bench/report.py       # needs the extra [report]
 
-Reads `bench/results/*.json` (written by `make bench`, `make bench-peers` and `make fpga-report`) and the accuracy study of the
-keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in
-README.md and docs/*.md. What was not measured has no section.
+Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
+the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
+`<!-- end NAME -->` in README.md and docs/*.md. What was not measured has no section.
 """
 
 from __future__ import annotations
