@@ -38,6 +38,7 @@ bench: $(VENV)/.bench
 	taskset -c $(BENCH_CPU) $(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-max-time=0.5 \
 	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/kernels.json
 	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/numba_twin.py
 	$(BIN)/python bench/report.py
 
 # Other runtimes, each in an environment of its own, for `csengine bench --against`.
