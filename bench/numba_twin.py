@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/numba_twin.py     # a minute; writes bench/results/numba.json
 
-Contenders take turns in one process, pinned, on changing inputs; every output is checked against the reference. C++ runs
-twice: with all that the processor can, and on its avx512 tier, the best that Numba's compiler makes use of.
+Contenders take turns in one process, pinned, on changing inputs; every output is checked against the reference. C++
+runs twice: with all that the processor can, and on its avx512 tier, the best that Numba's compiler makes use of.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import cases
+import scaling
 
 from csengine import Engine
 from csengine.cli import machine, measure
@@ -40,18 +40,16 @@ def compare(network: str, mode: str, batch: int, runs: int) -> dict[str, Any]:
     """Median seconds of a call per contender."""
     model = cases.keyword_network(network, None)
     x = cases.recordings(batch * INPUTS)
-    batches = [x[i : i + batch] for i in range(0, len(x), batch)]
-    expected = measure.reference_engine(model).run(batches[0])
-    calls: list[Callable[[], object]] = []
-    names = []
+    expected = measure.reference_engine(model).run(x[:batch])
+    names, calls = [], []
     for backend, tier in CONTENDERS:
         os.environ.pop("CSENGINE_ISA", None)
         if tier:
             os.environ["CSENGINE_ISA"] = tier
         engine = Engine(model, backend=backend, threads=1, mode=mode)  # type: ignore[arg-type]
         names.append(" ".join(filter(None, (backend, tier))))
-        measure.require_agreement(engine, f"{network} {names[-1]}", engine.run(batches[0]), expected)
-        calls.append(lambda run=engine.run, turn=itertools.cycle(batches): run(next(turn)))  # type: ignore[misc]
+        measure.require_agreement(engine, f"{network} {names[-1]}", engine.run(x[:batch]), expected)
+        calls.append(scaling.rotating(engine, x, batch))
     with Progress(f"{network} {mode} {batch}", measure.ROUNDS) as progress:
         timings = measure.interleave(calls, runs, 2.0, progress)
     seconds = {name: timing.median for name, timing in zip(names, timings, strict=True)}
