@@ -28,7 +28,7 @@ from csengine.cli.output import Progress, json_text
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("sparse-sparse-blocked", "sparse-sparse")
-MODES = ("dense", "sparse-dense", "sparse-sparse")
+MODES = ("auto", "dense")
 BATCHES = (1, 64)
 INPUTS = 8
 """Different batches that take turns."""
