@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -105,6 +105,11 @@ sanitize-%: $(VENV)/.test
 	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD=$$($(CC) -print-file-name=$(RUNTIME)) ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
 	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
+
+# The shipped networks under valgrind.
+memcheck: $(VENV)/.core
+	tools/system_packages.sh valgrind
+	$(BIN)/python tools/memcheck.py
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
