@@ -55,7 +55,7 @@ CYCLES = 700
 
 
 def _graph() -> Graph:
-    return network((9, 10, 3), "int8", LAYERS, 3)
+    return network((9, 10, 3), "int8", LAYERS, 2)  # a seed with which nearly every channel wins at times
 
 
 def test_every_mutant_is_a_change() -> None:
