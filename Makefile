@@ -11,7 +11,8 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize memcheck clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples \
+  fpga-report fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -83,6 +84,12 @@ kws-study: $(VENV)/.test
 # More samples of the shipped networks on emulated hardware than the tests try.
 fpga-samples: $(VENV)/.test
 	CSENGINE_FPGA_SAMPLES=200 $(BIN)/python -m pytest tests/fpga/test_xrt_kws.py -s
+
+# The figures of docs/fpga.md: clocks, resources, held-out words through XRT, mutants of the RTL; then the tables and
+# pictures. What is recorded for the same hardware is kept. About an hour on two cores from nothing.
+fpga-report: $(VENV)/.bench
+	for what in clocks words waves mutants resources kernels; do $(BIN)/python bench/fpga.py $$what || exit; done
+	$(BIN)/python bench/report.py
 
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
