@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The Xilinx Runtime, through which tests drive emulated FPGAs.
+XRT := libxrt1 libxrt-dev uuid-dev
 # Synthesizers that speak the data set.
 SPEECH := espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
-SOURCES := setup.py pyproject.toml $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+CPP := $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h FPGA/*/*.cpp FPGA/*/*.h)
+SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench bench-peers train-kws kws-study fuzz clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -20,12 +23,12 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard cpp/*.cpp cpp/*.h cpp/kernels/*.cpp cpp/kernels/*.h)
+	$(BIN)/clang-format -i $(CPP)
 
 # Our own speed: networks, every kernel, how time grows; then the tables and pictures. Under 10 minutes.
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
@@ -35,13 +38,34 @@ bench: $(VENV)/.bench
 	taskset -c $(BENCH_CPU) $(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-max-time=0.5 \
 	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/kernels.json
 	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/numba_twin.py
 	$(BIN)/python bench/report.py
 
-# The same functions in other runtimes, each in an environment of its own. Under 40 minutes once these are installed.
+# Other runtimes, each in an environment of its own, for `csengine bench --against`.
 # PEERS='onnxruntime openvino torch scipy deepsparse' adds DeepSparse, whose licence allows evaluation only.
 PEERS ?= onnxruntime openvino torch scipy
-bench-peers: $(VENV)/.bench $(PEERS:%=.venv-peers/%/.ready)
+peers: $(PEERS:%=.venv-peers/%/.ready)
+
+# The same functions in all of them; then the tables and pictures. Under 40 minutes once they are installed.
+bench-peers: $(VENV)/.bench peers
 	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
+	$(BIN)/python bench/report.py
+
+# The documentation as a web site in build/site.
+docs: $(VENV)/.test
+	$(BIN)/python -m mkdocs build --strict -d build/site
+
+# A wheel for this Python in dist/, tried in an environment that has nothing else. cibuildwheel makes those of all Pythons.
+wheel: $(VENV)/.test
+	rm -rf dist build/wheel-env
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet dist/*.whl
+	cd build && wheel-env/bin/csengine compare kws --backend cpp,reference && wheel-env/bin/csengine demo
+
+# Accuracy against sparsity on handwritten digits. About fifteen minutes on one core.
+digits-study: $(VENV)/.bench
+	$(BIN)/python examples/digits/study.py
 	$(BIN)/python bench/report.py
 
 # The shipped models, from nothing: synthesize speech, train, quantize, pack. About half an hour on two cores.
@@ -56,9 +80,36 @@ kws-study: $(VENV)/.test
 	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/study.py
 
+# More samples of the shipped networks on emulated hardware than the tests try.
+fpga-samples: $(VENV)/.test
+	CSENGINE_FPGA_SAMPLES=200 $(BIN)/python -m pytest tests/fpga/test_xrt_kws.py -s
+
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
+
+# The kernels of every tier that runs here, and mutants, under the address sanitizer; what threads share, under the
+# thread sanitizer; undefined behaviour under both. Python itself is not built with them, so their library comes first,
+# and what Python never frees is no leak. About ten minutes.
+SANITIZE := -fsanitize=undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -fsanitize=
+SANITIZED_address := tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
+SANITIZED_thread := tests/test_kernels.py tests/test_engine.py -k 'threads_share'
+sanitize: sanitize-address sanitize-thread
+sanitize-address: RUNTIME := libasan.so
+sanitize-thread: RUNTIME := libtsan.so
+sanitize-%: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
+	CC='$(CC) $(SANITIZE)$*' CXX='$(CXX) $(SANITIZE)$*' \
+	  $(BIN)/python setup.py -q build --build-base build/sanitize-$* --build-lib build/sanitize-$*/lib
+	grep -q $(RUNTIME) build/sanitize-$*/lib/csengine/_native*.so  # it is made with it
+	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD=$$($(CC) -print-file-name=$(RUNTIME)) ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
+	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
+
+# The shipped networks under valgrind.
+memcheck: $(VENV)/.core
+	tools/system_packages.sh valgrind
+	$(BIN)/python tools/memcheck.py
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -75,9 +126,9 @@ $(VENV)/.bench: $(VENV)/.test
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	tools/system_packages.sh espeak-ng
-	$(BIN)/python -m pip install --quiet --editable '.[torch,test,dev]'
+	tools/system_packages.sh espeak-ng $(XRT)
+	$(BIN)/python -m pip install --quiet --editable '.[torch,fpga,test,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build csengine/*.so csengine.egg-info
+	rm -rf $(VENV) build dist csengine/*.so csengine.egg-info

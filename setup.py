@@ -1,6 +1,8 @@
-"""Builds csengine's C++ kernels; everything else is declared in pyproject.toml."""
+"""Builds csengine's C++ kernels, and its FPGA host where XRT is; everything else is declared in pyproject.toml."""
 
+import os
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
@@ -20,4 +22,27 @@ native = Pybind11Extension(
     ],
 )
 
-setup(ext_modules=[native])
+# XRT of a distribution, or AMD's own package.
+xrt = next(
+    (
+        p
+        for p in (os.environ.get("XILINX_XRT", "") + "/include", "/opt/xilinx/xrt/include", "/usr/include/xrt")
+        if Path(p, "xrt/xrt_device.h").is_file()
+    ),
+    None,
+)
+libraries = [] if xrt is None or xrt.startswith("/usr/") else [str(Path(xrt).parent / "lib")]
+host = Pybind11Extension(
+    "csengine._xrt",
+    sorted(glob("FPGA/host/*.cpp")),
+    depends=sorted(glob("FPGA/host/*.h")),
+    cxx_std=17,
+    include_dirs=[xrt or ""],
+    library_dirs=libraries,
+    runtime_library_dirs=libraries,
+    libraries=["xrt_coreutil"],
+    extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    optional=True,
+)
+
+setup(ext_modules=[native, *([host] if xrt else [])])

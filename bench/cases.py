@@ -48,7 +48,7 @@ def keyword_network(variant: str, checkpoints: Path | None) -> Model:
         return shipped.load_model(SHIPPED[variant]).model
     import torch
 
-    from csengine.torch.export import export
+    from csengine.importers.torch import load
 
     sys.path.insert(0, str(ROOT / "examples" / "keyword_spotting"))
     from network import build_network
@@ -58,7 +58,7 @@ def keyword_network(variant: str, checkpoints: Path | None) -> Model:
     path = checkpoints / f"{variant}-0.pt" if checkpoints else None
     if path and path.is_file():
         network.load_state_dict(torch.load(path, weights_only=True))
-    graph = export(network, (1, 32, 32))
+    graph = load(network, (1, 32, 32))
     return convert(graph, recordings(64).transpose(0, 2, 3, 1))[0]
 
 

@@ -1,24 +1,17 @@
-"""Tables and pictures of csengine against its peers, and of how it scales; `report.py` puts them into the pages."""
+"""What is read from the results of a comparison, and its tables; `pictures.py` draws, `report.py` writes pages."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 
 from csengine.cli.output import markdown
 
 Row = Mapping[str, Any]
 Report = Mapping[str, Any]
 OWN = "csengine"
-NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch", "scipy": "SciPy"}
-NAMES |= {"deepsparse": "DeepSparse", OWN: "csengine"}
-COLOURS = {OWN: "#12805c", "onnxruntime": "#5b8def", "openvino": "#8e6bbf", "torch": "#e07b39", "scipy": "#9aa5b1"}
-COLOURS |= {"deepsparse": "#c2455d"}
+NAMES = {OWN: "csengine", "deepsparse": "DeepSparse", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+NAMES |= {"torch": "PyTorch", "scipy": "SciPy"}
 NETWORKS = {
     "sparse-sparse-blocked": "k-winners, CPU-friendly blocks",
     "sparse-sparse": "k-winners, paper-exact",
@@ -29,34 +22,14 @@ NETWORKS = {
 WITH_WINNERS = ("sparse-sparse-blocked", "sparse-sparse")
 TYPICAL = 0.1
 BLOCKS = ("1×1", "1×16", "4×16")
-SHADES = ("#8fd0b5", "#3fa67f", "#0b5a40")
-
-
-def sections(results: Path, images: Path) -> dict[str, str]:
-    """The Markdown of every table whose results are there, by the name of its markers; draws the pictures as well."""
-    makers: dict[str, Callable[[Report, Path], dict[str, str]]] = {
-        "peers-networks": networks,
-        "peers-linear": linear,
-        "peers-convolutions": convolutions,
-        "scaling": scaling,
-        "kernels": kernels,
-    }
-    mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    found: dict[str, str] = {}
-    for name, make in makers.items():
-        path = results / f"{name}.json"
-        if path.is_file():
-            found |= make(json.loads(path.read_text(encoding="utf-8")), images)
-    return found
 
 
 def conditions(report: Report) -> str:
     """Under what conditions a report was measured, in one paragraph."""
     machine = report["machine"]
-    versions = {name: number for peer in report["peers"] for name, number in peer["versions"].items()}
-    shown = ", ".join(f"{name} {number}" for name, number in versions.items())
+    shown = ", ".join(f"{NAMES[peer['peer']]} {peer['versions'][peer['peer']]}" for peer in report["peers"])
     notes = "".join(f" {peer['note']}." for peer in report["peers"] if peer["note"])
-    busy = machine["load_average"] is not None and machine["load_average"] > 1
+    busy = (machine["load_average"] or 0) > 1.5  # one is what a measurement before this one leaves behind
     load = f" **The machine was busy (load {machine['load_average']}).**" if busy else ""
     return (
         f"{machine['cpu']}, {report['date'][:10]}; {shown}. Each runtime in a process of its own, pinned to the same "
@@ -72,6 +45,10 @@ def timed(rows: Iterable[Row]) -> list[Row]:
 
 def fastest(rows: Iterable[Row]) -> Row | None:
     return min(timed(rows), key=lambda row: row["median_seconds"], default=None)
+
+
+def fastest_of(rows: Iterable[Row], peer: str) -> Row | None:
+    return fastest(row for row in rows if row["peer"] == peer)
 
 
 def peers_of(rows: Iterable[Row]) -> list[Row]:
@@ -91,21 +68,7 @@ def micro(seconds: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-# --- keyword spotting ------------------------------------------------------------------------------------------------
-
-
-def networks(report: Report, images: Path) -> dict[str, str]:
-    draw_networks(report, images / "peers.png")
-    return {
-        "peers-networks": f"{networks_table(report)}\n\n{conditions(report)}",
-        "peers-ratios": ratios_table(report),
-        "peers-failures": failures(report),
-    }
+# --- keyword spotting -------------------------------------------------------------------------------------------------
 
 
 def contest_of(report: Report, batch: int, threads: int) -> list[Row]:
@@ -170,70 +133,65 @@ def ratios_table(report: Report) -> str:
     return markdown((">batch", "against", ">its µs per word", ">CPU-friendly blocks", ">paper-exact"), lines)
 
 
+def main_table(report: Report) -> str:
+    """The best of every runtime: time per word, alone and in a batch, and how many times as fast csengine is."""
+    contests = {batch: contest_of(report, batch, 1) for batch in (1, 64)}  # empty in brief reports
+    own = {batch: _best(rows, OWN, WITH_WINNERS[:1]) for batch, rows in contests.items()}
+    lines = []
+    for function in WITH_WINNERS:
+        rows = {batch: _best(found, OWN, (function,)) for batch, found in contests.items()}
+        lines.append(("**csengine**", NETWORKS[function], *_main_cells(rows, own)))
+    plain = {
+        batch: fastest(r for r in rows if (r["peer"], r["variant"], r["function"]) == ("onnxruntime", "fp32", "dense"))
+        for batch, rows in contests.items()
+    }
+    lines.append((NAMES["onnxruntime"], NETWORKS["dense"], *_main_cells(plain, own)))
+    relu = tuple(name for name in NETWORKS if name not in WITH_WINNERS)
+    for functions, what in ((relu, "ReLU instead"), (WITH_WINNERS, "the same k-winners")):
+        for peer in NAMES:
+            rows = {batch: _best(found, peer, functions) for batch, found in contests.items()}
+            if peer != OWN and any(rows.values()):
+                lines.append((NAMES[peer], what, *_main_cells(rows, own)))
+    return markdown(("runtime", "network", ">1 word, µs", ">csengine", ">of 64 words, each, µs", ">csengine"), lines)
+
+
+def _best(rows: Iterable[Row], peer: str, functions: tuple[str, ...]) -> Row | None:
+    return fastest(row for row in rows if row["peer"] == peer and row["function"] in functions)
+
+
+def _main_cells(rows: Mapping[int, Row | None], own: Mapping[int, Row | None]) -> list[str]:
+    """For each batch the time per word, with the variant, and what csengine gains."""
+    cells = []
+    for batch, row in rows.items():
+        if row is None:
+            cells += ["", ""]
+            continue
+        variant, reference = "" if row["peer"] == OWN else f" ({row['variant']})", own[batch]
+        gain = row["median_seconds"] / reference["median_seconds"] if reference else float("nan")
+        cells += [micro(row["median_seconds"] / batch) + variant, "" if row["peer"] == OWN else f"{gain:.1f}×"]
+    return cells
+
+
 def failures(report: Report) -> str:
     """What was not timed, and why."""
-    found = dict.fromkeys(
-        f"- {name_of(row)}, {NETWORKS[row['function']]}, batch {contest['batch']}: {row['failure']}"
-        for contest in report["contests"]
-        for row in contest["rows"]
-        if row["failure"]
-    )
-    return "\n".join(found) or "Nothing failed."
+    found: dict[tuple[str, str], tuple[list[str], str]] = {}
+    for contest in report["contests"]:
+        for row in contest["rows"]:
+            if row["failure"]:
+                batches, _ = found.setdefault((name_of(row), row["function"]), ([], row["failure"]))
+                batches.append(f"{contest['batch']}")
+    lines = [
+        f"- {name}, {NETWORKS[function]}, batch {', '.join(dict.fromkeys(batches))}: {reason}"
+        for (name, function), (batches, reason) in found.items()
+    ]
+    return "\n\nNot timed:\n\n" + "\n".join(lines) if lines else ""
 
 
-def draw_networks(report: Report, path: Path) -> None:
-    """Left: time of one word, the best variant of every runtime. Right: words per second by batch."""
-    figure, (bars, lines) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(3, 2))
-    draw_one_word(bars, contest_of(report, 1, 1))
-    draw_batches(lines, report)
-    save(figure, path)
+# --- linear layers ----------------------------------------------------------------------------------------------------
 
 
-def draw_one_word(axes: Any, rows: Sequence[Row]) -> None:
-    groups: list[Row] = []
-    for function in NETWORKS:
-        for peer in NAMES:
-            best = fastest(row for row in rows if (row["peer"], row["function"]) == (peer, function))
-            groups += [best] if best else []
-    groups.sort(key=lambda row: row["median_seconds"])
-    for place, row in enumerate(groups):
-        value = row["median_seconds"] * 1e6
-        axes.barh(place, value, color=COLOURS[row["peer"]])
-        axes.text(value * 1.06, place, f"{value:,.0f} µs", va="center", fontsize=9)
-    axes.set_yticks(range(len(groups)), [f"{name_of(row)}: {NETWORKS[row['function']]}" for row in groups], fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.15)
-    axes.set_xlabel("µs per word (log scale; batch 1, one thread)")
-    axes.set_title("One spoken word, the best of each runtime", loc="left", weight="bold")
-
-
-def draw_batches(axes: Any, report: Report) -> None:
-    batches = sorted({contest["batch"] for contest in report["contests"] if contest["threads"] == 1})
-    for peer in NAMES:
-        points = [
-            (batch, batch / best["median_seconds"])
-            for batch in batches
-            if (best := fastest(row for row in contest_of(report, batch, 1) if row["peer"] == peer))
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[peer], label=NAMES[peer])
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.set_xlabel("batch (one thread, any network and precision)")
-    axes.set_ylabel("words per second")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title("Batches", loc="left", weight="bold")
-
-
-# --- linear layers ---------------------------------------------------------------------------------------------------
-
-
-def linear(report: Report, images: Path) -> dict[str, str]:
-    draw_linear(report, images / "linear.png")
-    return {"peers-linear": f"{linear_table(report)}\n\n{conditions(report)}"}
+def block_of(row: Row) -> str:
+    return "×".join(map(str, row["block"]))
 
 
 def own_time(contest: Report, block: str, activity: float) -> float:
@@ -242,10 +200,30 @@ def own_time(contest: Report, block: str, activity: float) -> float:
         row["median_seconds"]
         for row in timed(contest["rows"])
         if row["peer"] == OWN
-        and "×".join(map(str, row["block"])) == block
+        and block_of(row) == block
         and (row["activity"] == activity or "sparse-sparse" not in row["variant"])
     ]
     return min(times, default=float("nan"))
+
+
+def main_linear_table(report: Report) -> str:
+    """One large layer, in csengine and in the best variant of every other runtime."""
+    contest = next((c for c in report["contests"] if (c["inputs"], c["density"]) == (4096, TYPICAL)), None)
+    if contest is None:
+        return ""
+    own = [own_time(contest, block, TYPICAL) for block in BLOCKS]
+    lines = [
+        (f"**csengine**, {block} blocks", "int8", micro(time), "", "") for block, time in zip(BLOCKS, own, strict=True)
+    ]
+    rivals = [row for peer in NAMES if peer != OWN and (row := fastest_of(contest["rows"], peer))]
+    for row in sorted(rivals, key=lambda row: row["median_seconds"]):
+        gains = [f"{row['median_seconds'] / time:.1f}×" for time in (own[1], own[0])]
+        lines.append((NAMES[row["peer"]], row["variant"], micro(row["median_seconds"]), *gains))
+    layer = f"{contest['inputs']}→{contest['outputs']}"
+    return (
+        f"A linear layer {layer}, {TYPICAL:.0%} of the weights not zero, {TYPICAL:.0%} of the inputs active, one "
+        "vector:\n\n" + markdown(("runtime", "variant", ">µs", ">csengine, 1×16", ">1×1"), lines)
+    )
 
 
 def linear_table(report: Report) -> str:
@@ -266,36 +244,7 @@ def linear_table(report: Report) -> str:
     )
 
 
-def draw_linear(report: Report, path: Path) -> None:
-    """One panel per layer at the typical density: time by activity, peers as lines across."""
-    contests = [contest for contest in report["contests"] if contest["density"] == TYPICAL]
-    figure, panels = plt.subplots(1, len(contests), figsize=(4 * len(contests), 4), layout="constrained", squeeze=False)
-    for axes, contest in zip(panels[0], contests, strict=True):
-        activities = sorted({row["activity"] for row in contest["rows"] if row["peer"] == OWN})
-        for block, shade in zip(BLOCKS, SHADES, strict=True):
-            times = [own_time(contest, block, activity) * 1e6 for activity in activities]
-            axes.plot([100 * a for a in activities], times, marker="o", color=shade, label=f"csengine, {block} blocks")
-        for peer in NAMES:
-            best = fastest(row for row in peers_of(contest["rows"]) if row["peer"] == peer)
-            if best:
-                axes.axhline(best["median_seconds"] * 1e6, color=COLOURS[peer], linestyle="--", label=name_of(best))
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xticks([100 * a for a in activities], [f"{100 * a:.0f}" for a in activities])
-        axes.minorticks_off()
-        axes.set_xlabel("active inputs, %")
-        axes.set_title(f"{contest['inputs']}→{contest['outputs']}", loc="left", weight="bold")
-        axes.legend(frameon=False, fontsize=7)
-    panels[0][0].set_ylabel(f"µs per vector ({TYPICAL:.0%} of the weights)")
-    save(figure, path)
-
-
-# --- convolutions ----------------------------------------------------------------------------------------------------
-
-
-def convolutions(report: Report, images: Path) -> dict[str, str]:
-    draw_convolutions(report, images / "convolutions.png")
-    return {"peers-convolutions": f"{convolutions_table(report)}\n\n{conditions(report)}"}
+# --- convolutions -----------------------------------------------------------------------------------------------------
 
 
 def inside(contest: Report) -> list[dict[str, Any]]:
@@ -337,7 +286,7 @@ def convolutions_table(report: Report) -> str:
         if relu and winners and rival and dense:
             own = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
             gain = rival["median_seconds"] / relu["median_seconds"]
-            cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2f}×")
+            cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
             lines.append((contest["name"], f"{contest['density']:.0%}", *own, *cells))
     return markdown(header, lines) + (
         "\n\nBatch 1, one thread, ReLU after each (half of the activations are 0); a chain of 9 less a chain of 1, "
@@ -345,107 +294,90 @@ def convolutions_table(report: Report) -> str:
     )
 
 
-def draw_convolutions(report: Report, path: Path) -> None:
-    contests = [contest for contest in report["contests"] if contest["density"] == TYPICAL]
-    figure, axes = plt.subplots(figsize=(10, 0.9 * len(contests) + 1.2), layout="constrained")
-    shown: dict[str, str] = {"csengine, ReLU": COLOURS[OWN], "csengine, k-winners": SHADES[0]}
-    shown |= {NAMES[peer]: COLOURS[peer] for peer in NAMES if peer != OWN}
-    height = 0.8 / len(shown)
-    for group, contest in enumerate(contests):
-        rows = inside(contest)
-        bars = {"csengine, ReLU": best_own(rows, False), "csengine, k-winners": best_own(rows, True)}
-        for peer in NAMES:
-            if peer != OWN:
-                bars[NAMES[peer]] = fastest(row for row in rows if row["peer"] == peer)
-        for i, (label, row) in enumerate(bars.items()):
-            if row:
-                axes.barh(
-                    group + (i - len(shown) / 2) * height, row["median_seconds"] * 1e6, height, color=shown[label]
-                )
-    axes.legend([plt.Rectangle((0, 0), 1, 1, color=c) for c in shown.values()], shown, frameon=False, fontsize=8)
-    axes.set_yticks(range(len(contests)), [contest["name"] for contest in contests])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel(f"µs inside a network (log scale; {TYPICAL:.0%} of the weights; the best variant of each runtime)")
-    save(figure, path)
-
-
-# --- scaling ---------------------------------------------------------------------------------------------------------
-
-
-def scaling(report: Report, images: Path) -> dict[str, str]:
-    figure, (products, sizes, threads) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    draw_products(products, report["products"])
-    draw_sizes(sizes, report["sizes"])
-    draw_threads(threads, report["threads"])
-    save(figure, images / "scaling.png")
-    return {"scaling": scaling_table(report)}
-
-
-def draw_products(axes: Any, points: Sequence[Row]) -> None:
-    for block, shade in zip(BLOCKS, SHADES, strict=True):
-        chosen = [p for p in points if "×".join(map(str, p["block"])) == block]
-        x = [p["macs_needed"] for p in chosen]
-        axes.scatter(x, [p["median_seconds"] * 1e6 for p in chosen], color=shade, s=16, label=f"{block} blocks")
-    ends = [min(p["macs_needed"] for p in points), max(p["macs_needed"] for p in points)]
-    top = max(points, key=lambda p: p["macs_needed"])
-    slope = top["median_seconds"] * 1e6 / top["macs_needed"]
-    axes.plot(ends, [slope * end for end in ends], color="#9aa5b1", linestyle="--", label="proportional")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("products of a non-zero weight and an active input")
-    axes.set_ylabel("µs")
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_title(f"Both sparsities, {points[0]['inputs']}→{points[0]['outputs']}", loc="left", weight="bold")
-
-
-def draw_sizes(axes: Any, points: Sequence[Row]) -> None:
-    for mode, colour in (("dense", "#9aa5b1"), ("sparse-sparse", COLOURS[OWN])):
-        chosen = [p for p in points if p["mode"] == mode]
-        axes.plot(
-            [p["inputs"] for p in chosen],
-            [p["median_seconds"] * 1e6 for p in chosen],
-            marker="o",
-            color=colour,
-            label=mode,
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("side of a square layer")
-    axes.set_ylabel("µs")
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title("Size, 10 % × 10 %", loc="left", weight="bold")
-
-
-def draw_threads(axes: Any, points: Sequence[Row]) -> None:
-    single = {p["what"]: p["median_seconds"] for p in points if p["threads"] == 1}
-    chosen = [p for p in points if p["threads"] > 1]
-    gains = [single[p["what"]] / p["median_seconds"] for p in chosen]
-    axes.barh(range(len(chosen)), gains, color=COLOURS[OWN])
-    axes.axvline(1, color="#9aa5b1", linestyle="--")
-    axes.set_yticks(range(len(chosen)), [f"{p['what']}, {p['threads']} threads" for p in chosen], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as one thread")
-    axes.set_title("Threads", loc="left", weight="bold")
+# --- csengine alone ---------------------------------------------------------------------------------------------------
 
 
 def scaling_table(report: Report) -> str:
     """Time per product at the corners of the grid: is it constant?"""
     rows = []
     for block in BLOCKS:
-        points = [p for p in report["products"] if "×".join(map(str, p["block"])) == block]
+        points = [p for p in report["products"] if block_of(p) == block]
         for p in points:
             if p["activity"] in (0.02, 0.1, 1.0) and p["density"] in (0.02, 0.1, 0.4):
                 each = p["median_seconds"] / p["macs_needed"] * 1e12
                 shares = (f"{p['density']:.0%}", f"{p['activity']:.0%}")
-                rows.append((block, *shares, f"{p['macs_needed']:,}", micro(p["median_seconds"]), f"{each:,.0f}"))
+                rows.append((block, *shares, f"{p['macs_needed']:,.0f}", micro(p["median_seconds"]), f"{each:,.0f}"))
     return markdown(("blocks", ">weights", ">active", ">products", ">µs", ">ps per product"), rows)
 
 
-def kernels(report: Report, images: Path) -> dict[str, str]:
-    del images
+def kernels_table(report: Report) -> str:
+    """The fastest kernel of each instruction set on each layer."""
+    tiers = ("scalar", "avx2", "avx512", "avx512vnni", "amx")
+    found: dict[str, dict[str, float]] = {}
+    for kernel in report["benchmarks"]:
+        times = found.setdefault(kernel["layer"], {})
+        times[kernel["tier"]] = min(kernel["median"], times.get(kernel["tier"], float("inf")))
+    rows = [(layer, *(micro(times[tier]) if tier in times else "" for tier in tiers)) for layer, times in found.items()]
+    return markdown(("layer", *(f">{tier}, µs" for tier in tiers)), rows)
+
+
+def numba_table(report: Report) -> str:
+    """The Numba backend beside the C++ one, by network, mode and batch size."""
+    rows = []
+    for row in report["rows"]:
+        times = {name: seconds / row["batch"] for name, seconds in row["median_seconds"].items()}
+        ratio = times["numba"] / times["cpp avx512"]
+        network = NETWORKS[row["network"]]
+        rows.append((network, row["mode"], str(row["batch"]), *map(micro, times.values()), f"{ratio:.1f}"))
+    header = ("network", "mode", ">batch", ">C++, µs", ">C++ avx512, µs", ">Numba, µs", ">Numba : C++ avx512")
+    start = report["seconds_to_first_result"]
+    return (
+        f"{markdown(header, rows)}\n\nPer word, one thread. The first result takes {start['compiling']:.0f} s in a "
+        f"process that has to compile and {start['cached']:.1f} s in one that finds Numba's cache."
+    )
+
+
+# --- accuracy, imports -----------------------------------------------------------------------------------------------
+
+METHODS = {
+    "random": "random, static",
+    "magnitude": "by magnitude, 1×1",
+    "blocks": "by magnitude, 4×16",
+    "winners": "by magnitude, k-winners",
+}
+
+
+def accuracies(results: Iterable[Row]) -> dict[str, dict[float, list[float]]]:
+    """Accuracies of all seeds by method and sparsity."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for result in results:
+        found.setdefault(result["method"], {}).setdefault(result["sparsity"], []).append(result["accuracy"])
+    return found
+
+
+def digits_table(results: list[Row]) -> str:
+    """Mean accuracy by sparsity and method."""
+    found = accuracies(results)
+    (dense,) = found["dense"].values()
+    sparsities = sorted({result["sparsity"] for result in results} - {0.0})
     rows = [
-        (k["layer"], k["kernel"], k["tier"], f"{micro(k['median'])} ({micro(k['q1'])}–{micro(k['q3'])})")
-        for k in sorted(report["benchmarks"], key=lambda k: (k["layer"], k["median"]))
+        (f"{sparsity:.0%}", *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
     ]
-    return {"kernels": markdown(("layer", "kernel", "tier", ">µs (quartiles)"), rows)}
+    header = (">sparsity", *(f">{label}" for label in METHODS.values()))
+    return f"{markdown(header, rows)}\n\nDense: {_mean_percent(dense)} (mean of {len(dense)} seeds, int8)."
+
+
+def _mean_percent(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1%}".replace("%", " %")
+
+
+def imports_table(networks: Iterable[Row]) -> str:
+    """What came of importing other people's networks."""
+    rows = []
+    for row in networks:
+        if "refused" in row:
+            rows.append((row["network"], str(row["nodes"]), "", "", f"refused: {row['refused']}"))
+        else:
+            counts = (str(row["nodes"]), str(row["layers"]), str(row["compared"]))
+            rows.append((row["network"], *counts, f"{row['result']:.0e} (worst tensor {row['worst']:.0e})"))
+    return markdown(("network", ">ONNX nodes", ">ours", ">tensors compared", "relative error of the result"), rows)

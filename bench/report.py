@@ -3,21 +3,23 @@
     python bench/report.py       # needs the extra [report]
 
 Reads `bench/results/*.json` (written by `make bench` and `make bench-peers`) and the accuracy study of the
-keyword-spotting example; writes `docs/images/` and the tables between `<!-- begin NAME -->` and `<!-- end NAME -->` in
-README.md and docs/*.md.
+keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in
+README.md and docs/*.md. What was not measured has no section.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import comparison
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+import pictures
+
+from csengine.cli.output import markdown
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -25,16 +27,15 @@ STUDY = ROOT / "examples" / "keyword_spotting" / "results" / "study.json"
 IMAGES = ROOT / "docs" / "images"
 MODELS = {"kws": "CPU-friendly blocks", "kws_paper": "paper-exact"}
 MODES = ("dense", "sparse-dense", "sparse-sparse")
-COLOURS = {"dense": "#9aa5b1", "sparse-dense": "#5b8def", "sparse-sparse": "#12805c"}
+MAIN_NOTE = (
+    "Every runtime at its best: all its precisions and options were tried, the fastest is shown. *k-winners* is the "
+    "function that csengine computes; *ReLU instead* keeps all positive values, which is quicker for the others. The "
+    "columns *csengine* say how many times as fast the CPU-friendly network is."
+)
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def percent(result: Mapping[str, Any]) -> str:
@@ -77,75 +78,136 @@ def speed_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def draw(study: Mapping[str, Any] | None, reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Left: time per word by mode. Right: accuracy by variant, once the study has been made."""
-    mpl.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    panels = 2 if study else 1
-    size = (10 if study else 7, 3.6)
-    figure, axes = plt.subplots(1, panels, figsize=size, squeeze=False, layout="constrained")
-    draw_times(axes[0, 0], reports)
-    if study:
-        draw_accuracy(axes[0, 1], study)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+# --- sections of pages -----------------------------------------------------------------------------------------------
+# Each function draws into a directory and gives the Markdown of sections, by the name of their markers. Pictures are
+# named as in `![...](images/kws.png)`; `insert` makes that relative to a page.
 
 
-def draw_times(axes: Any, reports: Mapping[str, Mapping[str, Any]]) -> None:
-    places, labels = [], []
-    for group, (model, report) in enumerate(reports.items()):
-        found = modes_of(report, 1)
-        for offset, mode in enumerate(MODES):
-            place = group * (len(MODES) + 1) + offset
-            value = found[mode]["median_seconds"] * 1e6
-            axes.barh(place, value, color=COLOURS[mode])
-            axes.text(value, place, f" {value:.1f} µs", va="center")
-            places.append(place)
-            labels.append(f"{MODELS[model]}: {mode}")
-    axes.set_yticks(places, labels)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set_xlabel("time per word, µs (batch 1, one thread)")
-    axes.set_title("One spoken word", loc="left", weight="bold")
+def own(results: Path, images: Path) -> dict[str, str]:
+    """The keyword-spotting networks in csengine's modes."""
+    paths = {model: results / f"{model}.json" for model in MODELS}
+    if not all(path.is_file() for path in paths.values()):
+        return {}
+    reports = {model: read(path) for model, path in paths.items()}
+    found = {model: modes_of(report, 1) for model, report in reports.items()}
+    rows = [(MODELS[m], {mode: row["median_seconds"] for mode, row in by_mode.items()}) for m, by_mode in found.items()]
+    pictures.modes(rows, images / "kws.png")
+    return {"speed": speed_table(reports)}
 
 
-def draw_accuracy(axes: Any, study: Mapping[str, Any]) -> None:
-    for place, result in enumerate(study["variants"].values()):
-        for shift, (precision, marker) in enumerate((("float", "o"), ("int8", "s"))):
-            values = result[precision]["test"]
-            y = place + 0.16 * (2 * shift - 1)
-            label = {"float": "float32", "int8": "int8, packed"}[precision] if place == 0 else None
-            colour = ("#555555", "#12805c")[shift]
-            axes.errorbar(
-                100 * values["mean"], y, xerr=100 * (values["deviation"] or 0), fmt=marker, color=colour, label=label
-            )
-    axes.set_yticks(range(len(study["variants"])), study["variants"])
-    axes.invert_yaxis()
-    axes.set_xlabel("accuracy on held-out voices, %")
-    axes.set_title("The same accuracy", loc="left", weight="bold")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, loc="best")
+def study(path: Path, images: Path) -> dict[str, str]:
+    """The accuracy study of the keyword-spotting example."""
+    if not path.is_file():
+        return {}
+    found = read(path)
+    pictures.accuracy(found, images / "accuracy.png")
+    return {"accuracy": f"![Accuracy of dense and sparse networks](images/accuracy.png)\n\n{accuracy_table(found)}"}
 
 
-def insert(path: Path, tables: Mapping[str, str]) -> None:
-    """Replace what stands between the markers of each table in a page."""
+def networks(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.networks(report, images / "peers.png")
+    pictures.batches(report, images / "batches.png")
+    picture = "![Time per word of csengine and of other runtimes](images/peers.png)"
+    conditions = comparison.conditions(report)
+    return {
+        "main": f"{picture}\n\n{comparison.main_table(report)}\n\n{MAIN_NOTE}\n\n{conditions}",
+        "peers-networks": f"## Keyword spotting\n\n{picture}\n\n{comparison.ratios_table(report)}\n\n"
+        f"![Words per second by batch size](images/batches.png)\n\n{comparison.networks_table(report)}"
+        f"{comparison.failures(report)}\n\n{conditions}",
+    }
+
+
+def linear(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.linear(report, images / "linear.png")
+    return {
+        "main-linear": comparison.main_linear_table(report),
+        "peers-linear": "## Linear layers\n\n![Time by active inputs](images/linear.png)\n\n"
+        f"{comparison.linear_table(report)}\n\n{comparison.conditions(report)}",
+    }
+
+
+def convolutions(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.convolutions(report, images / "convolutions.png")
+    return {
+        "peers-convolutions": "## Convolutions\n\n![Time inside a network](images/convolutions.png)\n\n"
+        f"{comparison.convolutions_table(report)}\n\n{comparison.conditions(report)}"
+    }
+
+
+def scaling(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.products(report["products"], images / "scaling-products.png")
+    pictures.sizes(report["sizes"], images / "scaling-sizes.png")
+    pictures.threads(report["threads"], images / "scaling-threads.png")
+    return {
+        "scaling": "## Scaling\n\nIs cost proportional to the product of both sparsities, as the paper claims for "
+        "resources?\n\n![Time by products](images/scaling-products.png)\n\n"
+        f"{comparison.scaling_table(report)}\n\n![Time by size](images/scaling-sizes.png)\n\n"
+        "![Gain of threads](images/scaling-threads.png)"
+    }
+
+
+def kernels(report: comparison.Report, images: Path) -> dict[str, str]:
+    del images
+    return {
+        "kernels": "## Kernels\n\nOne layer alone, the call included: the fastest kernel of each instruction set.\n\n"
+        f"{comparison.kernels_table(report)}"
+    }
+
+
+def numba(report: comparison.Report, images: Path) -> dict[str, str]:
+    del images
+    return {"numba": f"## The Numba backend\n\n{comparison.numba_table(report)}"}
+
+
+def digits(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.digits(report["results"], images / "digits.png")
+    table = comparison.digits_table(report["results"])
+    return {"digits": f"![Accuracy against sparsity](images/digits.png)\n\n{table}"}
+
+
+def imports(report: comparison.Report, images: Path) -> dict[str, str]:
+    del images
+    return {"imports": comparison.imports_table(report["networks"])}
+
+
+SECTIONS: Mapping[str, Callable[[comparison.Report, Path], dict[str, str]]] = {
+    "peers-networks": networks,
+    "peers-linear": linear,
+    "peers-convolutions": convolutions,
+    "scaling": scaling,
+    "kernels": kernels,
+    "numba": numba,
+    "digits": digits,
+    "imports": imports,
+}
+
+
+def sections(results: Path, images: Path) -> dict[str, str]:
+    """The Markdown of every section whose results are there, by the name of its markers; draws the pictures as well."""
+    found = own(results, images)
+    for name, make in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.is_file():
+            found |= make(read(path), images)
+    return found
+
+
+def insert(path: Path, found: Mapping[str, str]) -> None:
+    """Replace what stands between the markers of each section in a page."""
+    place = Path(os.path.relpath(IMAGES, path.parent)).as_posix()
     text = path.read_text(encoding="utf-8")
-    for name, table in tables.items():
+    for name, section in found.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text = re.sub(pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL)
+        section = section.replace("](images/", f"]({place}/")
+        text = re.sub(pattern, lambda match, new=section: f"{match[1]}{new}\n{match[2]}", text, flags=re.DOTALL)
     path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
-    study = read(STUDY) if STUDY.exists() else None
-    reports = {model: read(RESULTS / f"{model}.json") for model in MODELS}
     IMAGES.mkdir(parents=True, exist_ok=True)
-    draw(study, reports, IMAGES / "kws.png")
-    tables = {"speed": speed_table(reports)}
-    if study:
-        tables["accuracy"] = accuracy_table(study)
-    tables |= comparison.sections(RESULTS, IMAGES)
+    found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        insert(page, tables)
+        insert(page, found)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from csengine import _native, reference
 from csengine.backends import MODES, cpp
-from csengine.graph import KWTA, Add, AveragePool, Concat, Graph, Input, MaxPool, Node, Requantization
+from csengine.graph import KWTA, Add, AveragePool, Concat, Conv2d, Graph, Input, Linear, MaxPool, Node, Requantization
+from csengine.packing import PackedMatrix, pack
 
 Array = NDArray[Any]
 TIERS = [name for name, runs in cpp.tiers().items() if runs]
@@ -81,6 +82,29 @@ def _unpacked(graph: Graph) -> Graph:
     return Graph((source, replace(layer, weight=layer.dense_weight)))  # type: ignore[attr-defined, call-arg]
 
 
+def _first_convolution() -> Graph:
+    """The keyword-spotting network's, with the pooling after it; all weights are there."""
+    weight = np.random.default_rng(0).integers(1, 128, (25, 64)).astype(np.int8)
+    scaling = _scaling(*[40000] * 64, shift=25, shifts=64)
+    layer = Conv2d(name="conv", inputs=("input",), weight=weight, kernel=(5, 5), requantization=scaling)
+    pool = MaxPool(name="pool", inputs=("conv",), kernel=(2, 2), stride=(2, 2))
+    return Graph((_source((32, 32, 1)), layer, pool))
+
+
+def _in_float32(graph: Graph) -> Graph:
+    """The same network of float32 numbers."""
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if isinstance(node, Input):
+            node = replace(node, dtype="float32", scale=None)
+        elif isinstance(node, (Conv2d, Linear)):
+            weight = node.dense_weight.astype(np.float32) / 127
+            block = node.weight.block if isinstance(node.weight, PackedMatrix) else None
+            node = replace(node, weight=pack(weight, block=block) if block else weight, bias=None, requantization=None)
+        nodes.append(node)
+    return Graph(tuple(nodes))
+
+
 LAYERS: dict[str, tuple[Any, float]] = {
     **{
         f"linear {rows}→{kernels}, 10 % in {u}×{v} blocks, 10 % active": (
@@ -94,11 +118,23 @@ LAYERS: dict[str, tuple[Any, float]] = {
             lambda block=(u, v): _second_convolution(block),
             0.1,
         )
-        for u, v in ((1, 1), (4, 8))
+        for u, v in ((1, 1), (4, 8), (64, 16))
     },
     **{
         f"{shape.name}, 10 %, half active": (lambda shape=shape: shape.chain(1, 0.1, (4, 8), None).graph, 0.5)
         for shape in (cases.CONVOLUTIONS[2], *cases.CONVOLUTIONS[-2:])
+    },
+    "conv 5×5 1→64 at 32²": (_first_convolution, 1.0),
+    "conv 5×5 64→64 at 14², 12 % in 4×8 blocks, 10 % active, float32": (
+        lambda: _in_float32(_second_convolution((4, 8))),
+        0.1,
+    ),
+    **{
+        f"linear 1600→1500, 10 % in {u}×{v} blocks, 10 % active, float32": (
+            lambda block=(u, v): _in_float32(cases.linear_layer(1600, 1500, 0.1, block).graph),
+            0.1,
+        )
+        for u, v in ((1, 16), (4, 16))
     },
     "linear 1600→1500, dense weights, 10 % active": (
         lambda: _unpacked(cases.linear_layer(1600, 1500, 1.0, (1, 16)).graph),
@@ -110,6 +146,10 @@ LAYERS: dict[str, tuple[Any, float]] = {
     "mean of 7×7, 2048": (_averaged, 0.5),
     "k-winners, 6 of 64 at 14²": (lambda: _winners((14, 14, 64), 6, "local"), 1.0),
     "k-winners, 150 of 1500": (lambda: _winners((1500,), 150, "global"), 1.0),
+    "k-winners, 6554 of 65,536": (lambda: _winners((65536,), 6554, "global"), 1.0),
+    "k-winners, 6 of 64 at 14², float32": (lambda: _in_float32(_winners((14, 14, 64), 6, "local")), 1.0),
+    "k-winners, 150 of 1500, float32": (lambda: _in_float32(_winners((1500,), 150, "global")), 1.0),
+    "k-winners, 6554 of 65,536, float32": (lambda: _in_float32(_winners((65536,), 6554, "global")), 1.0),
 }
 
 
@@ -119,6 +159,8 @@ def _prepared(layer: str) -> tuple[Graph, Array, Array]:
     make, activity = LAYERS[layer]
     graph: Graph = make()
     x = cases.active_input(np.random.default_rng(1), (INPUTS, *graph.input.shape), activity)
+    if graph.input.dtype == "float32":
+        x = x * np.random.default_rng(2).uniform(0.01, 0.02, x.shape).astype(np.float32)
     return graph, x, reference.run(graph, x)
 
 
@@ -138,7 +180,9 @@ def _programs() -> dict[tuple[str, str], Any]:
 def test_kernel(benchmark: Any, layer: str, kernel: str) -> None:
     _, x, expected = _prepared(layer)
     program = _programs()[layer, kernel]
-    np.testing.assert_array_equal(program.run(x), expected)
+    # float32 sums may differ in their order; integers and what moves no value may not.
+    tolerance = 1e-5 * np.abs(expected).max() if expected.dtype == np.float32 else 0
+    np.testing.assert_allclose(program.run(x), expected, rtol=0, atol=tolerance)
     benchmark.group, benchmark.name = layer, kernel
     benchmark.extra_info["tier"] = list(program.choices().values())[-1].tier
     batches = itertools.cycle([x[i : i + 1] for i in range(INPUTS)])

@@ -86,12 +86,20 @@ PackedWeight packed_weight(const Packed& packed) {
     return result;
 }
 
+constexpr int kMaxParts = 16;
+
 class Builder {
   public:
     // measure: take the fastest kernels that use no more sparsity than `mode`. Otherwise kernels of exactly that mode
-    // where a layer has it; "" lets the cost model choose the mode.
-    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep)
-        : tier_(tier_from_name(tier)), mode_(mode_from_name(mode)), measure_(measure), keep_(keep) {
+    // where a layer has it; "" lets the cost model choose the mode. split_above: seconds of a layer from which on
+    // threads share it.
+    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep, int threads, double split_above)
+        : tier_(tier_from_name(tier)),
+          mode_(mode_from_name(mode)),
+          measure_(measure),
+          keep_(keep),
+          threads_(threads),
+          split_above_(split_above) {
         require(is_available(tier_), "this machine cannot run that tier");
     }
 
@@ -114,7 +122,8 @@ class Builder {
 
     void layer(const std::string& node, int input, int output, std::array<int, 6> window, std::array<int, 2> places,
                std::array<int, 2> pool, int groups, const py::array& dense, const std::optional<Packed>& packed,
-               const std::optional<py::array>& bias, const Requantized& scaling, double activity) {
+               const std::optional<py::array>& bias, const Requantized& scaling, double activity,
+               const std::string& kernel) {
         LayerSpec spec{};
         spec.input = at(input);
         spec.output = at(output);
@@ -136,9 +145,15 @@ class Builder {
             spec.bias = bias->data();
         }
         spec.requantization = requantization(scaling);
-        auto choice = choose(spec, activity);
-        push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step), {input},
-             output);
+        auto choice = kernel.empty() ? choose(spec, activity) : named_layer(spec, tier_, kernel);
+        std::unique_ptr<SplitStep> split;
+        if (threads_ > 1 && expected_seconds(spec, choice, activity) > split_above_) {
+            split = split_layer(spec, *choice.kernel, std::min(threads_, kMaxParts));
+        }
+        const SplitStep* parts = split.get();
+        if (split) choice.step = std::move(split);
+        push(node, std::move(choice), {input}, output);
+        steps_.back().split = parts;
     }
 
     void kwta(const std::string& node, int input, int output, int64_t k, bool global, const Array<float>& factor) {
@@ -147,14 +162,18 @@ class Builder {
 
     void relu(const std::string& node, int input, int output) { add(node, ReluSpec{at(input)}, {input}, output); }
 
+    void clip(const std::string& node, int input, int output, float low, float high) {
+        add(node, ClipSpec{at(input), low, high}, {input}, output);
+    }
+
     void affine(const std::string& node, int input, int output, const Array<float>& scale, const Array<float>& shift) {
         add(node, AffineSpec{at(input), to_vector(scale), to_vector(shift)}, {input}, output);
     }
 
     void pool(const std::string& node, int input, int output, std::array<int, 6> window, bool average,
-              const Requantized& scaling) {
-        add(node, PoolSpec{at(input), at(output), to_window(window), average, requantization(scaling)}, {input},
-            output);
+              bool count_padding, const Requantized& scaling) {
+        add(node, PoolSpec{at(input), at(output), to_window(window), average, count_padding, requantization(scaling)},
+            {input}, output);
     }
 
     void add_tensors(const std::string& node, int first, int second, int output, const Requantized& scaling) {
@@ -173,9 +192,9 @@ class Builder {
 
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
 
-    std::unique_ptr<Program> build(int output, int threads) {
+    std::unique_ptr<Program> build(int output) {
         at(output);
-        return std::make_unique<Program>(std::move(tensors_), std::move(steps_), output, threads, keep_);
+        return std::make_unique<Program>(std::move(tensors_), std::move(steps_), output, threads_, keep_);
     }
 
   private:
@@ -190,19 +209,21 @@ class Builder {
 
     template <class Spec>
     void add(const std::string& node, const Spec& spec, std::vector<int> inputs, int output) {
-        auto choice = cs::choose(spec, tier_);
-        push(node, choice.kernel->name, choice.kernel->tier, choice.kernel->mode, std::move(choice.step),
-             std::move(inputs), output);
+        push(node, cs::choose(spec, tier_), std::move(inputs), output);
     }
 
-    void push(const std::string& node, const char* kernel, Tier tier, Mode mode, std::unique_ptr<Step> step,
-              std::vector<int> inputs, int output) {
-        steps_.push_back({node, std::move(step), kernel, tier, mode, std::move(inputs), output});
+    template <class Spec>
+    void push(const std::string& node, Choice<Spec> choice, std::vector<int> inputs, int output) {
+        const Kernel<Spec>& kernel = *choice.kernel;
+        steps_.push_back({node, std::move(choice.step), kernel.name, kernel.tier, kernel.mode, std::move(inputs),
+                          output, nullptr, std::move(choice.measured)});
     }
 
     Tier tier_;
     Mode mode_;
     bool measure_, keep_;
+    int threads_;
+    double split_above_;
     std::vector<ProgramTensor> tensors_;
     std::vector<ProgramStep> steps_;
 };
@@ -274,31 +295,39 @@ std::vector<double> profile(const Program& program, const py::array& x) {
     return program.profile(batch.data, batch.bytes, static_cast<std::byte*>(y.mutable_data()), batch.size);
 }
 
-using ChoiceRow = std::tuple<std::string, std::string, std::string, std::string>;
+using Tried = std::tuple<std::string, std::string, std::string, double>;
 
-// Node, kernel, tier and mode of every step.
-std::vector<ChoiceRow> choices(const Program& program) {
-    std::vector<ChoiceRow> rows;
+// Node, kernel, tier and mode of every step, and the kernels that were tried for it: kernel, tier, mode, seconds.
+std::vector<std::tuple<std::string, std::string, std::string, std::string, std::vector<Tried>>> choices(
+    const Program& program) {
+    std::vector<std::tuple<std::string, std::string, std::string, std::string, std::vector<Tried>>> rows;
     for (const ProgramStep& step : program.steps()) {
-        rows.emplace_back(step.node, step.kernel, name(step.tier), name(step.mode));
+        std::vector<Tried> tried;
+        for (const Timing& t : step.measured) {
+            tried.emplace_back(t.kernel->name, name(t.kernel->tier), name(t.kernel->mode), t.seconds);
+        }
+        rows.emplace_back(step.node, step.kernel, name(step.tier), name(step.mode), std::move(tried));
     }
     return rows;
 }
 
+using KernelRow = std::tuple<std::string, std::string, std::string, std::string>;
+
 template <class Spec>
-void list_kernels(const char* operation, std::vector<ChoiceRow>& rows) {
+void list_kernels(const char* operation, std::vector<KernelRow>& rows) {
     for (const auto& kernel : kernels<Spec>()) {
         rows.emplace_back(operation, kernel.name, name(kernel.tier), name(kernel.mode));
     }
 }
 
 // Operation, kernel, tier and mode of every kernel there is.
-std::vector<ChoiceRow> kernel_table() {
-    std::vector<ChoiceRow> rows;
+std::vector<KernelRow> kernel_table() {
+    std::vector<KernelRow> rows;
     list_kernels<InputSpec>("input", rows);
     list_kernels<LayerSpec>("layer", rows);
     list_kernels<KwtaSpec>("kwta", rows);
     list_kernels<ReluSpec>("relu", rows);
+    list_kernels<ClipSpec>("clip", rows);
     list_kernels<AffineSpec>("affine", rows);
     list_kernels<PoolSpec>("pool", rows);
     list_kernels<AddSpec>("add", rows);
@@ -332,16 +361,17 @@ PYBIND11_MODULE(_native, m) {
         .def("trace", &trace, "Every tensor [B, n].")
         .def("profile", &profile, "Seconds of every step.")
         .def("audit", &audit, "For tests: the result over poisoned memory, and steps that wrote where they must not.")
-        .def("choices", &choices, "Node, kernel, tier and mode of every step.");
+        .def("choices", &choices, "Node, kernel, tier, mode and the kernels tried of every step.");
 
     py::class_<Builder>(m, "Builder")
-        .def(py::init<const std::string&, const std::string&, bool, bool>())
+        .def(py::init<const std::string&, const std::string&, bool, bool, int, double>())
         .def("tensor", &Builder::tensor)
         .def("view", &Builder::view)
         .def("input", &Builder::input)
         .def("layer", &Builder::layer)
         .def("kwta", &Builder::kwta)
         .def("relu", &Builder::relu)
+        .def("clip", &Builder::clip)
         .def("affine", &Builder::affine)
         .def("pool", &Builder::pool)
         .def("add", &Builder::add_tensors)

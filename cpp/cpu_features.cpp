@@ -50,8 +50,8 @@ bool has_avx2() {
 // AVX-512 F, DQ, CD, BW, VL.
 bool has_avx512() { return has_avx2() && saves(0xe6) && has(Leaf(7, 0).b, {16, 17, 28, 30, 31}); }
 
-// AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ: Ice Lake and later.
-bool has_avx512vnni() { return has_avx512() && has(Leaf(7, 0).c, {1, 6, 11, 12, 14}); }
+// AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ, and GFNI: Ice Lake and later.
+bool has_avx512vnni() { return has_avx512() && has(Leaf(7, 0).c, {1, 6, 8, 11, 12, 14}); }
 
 // AMX-TILE and AMX-INT8, saved by the system and permitted to this process.
 bool has_amx() {

@@ -5,14 +5,17 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
 
 #include "arena.h"
 
 namespace cs {
 namespace {
 
-constexpr int kRuns = 9;         // measured runs of a candidate
-constexpr double kHopeless = 2;  // a first run this much slower than the best candidate's best ends the matter
+constexpr int kRuns = 9;           // measured runs of a candidate
+constexpr double kBudget = 20e-3;  // seconds after which no further run begins
+constexpr double kPlain = 32;      // products of the best kernels in the time of one of plain code
+constexpr double kHopeless = 2;    // a first run this much slower than the best candidate's best ends the matter
 
 constexpr Mode kModes[] = {Mode::sparse_sparse, Mode::sparse_dense, Mode::dense};
 
@@ -21,10 +24,12 @@ Choice<LayerSpec> find(const LayerSpec& spec, Tier tier, Mode mode) {
     const auto& table = kernels<LayerSpec>();
     for (auto row = table.rbegin(); row != table.rend(); ++row) {
         if (row->tier > tier || row->mode != mode) continue;
-        if (auto step = row->prepare(spec)) return {&*row, std::move(step)};
+        if (auto step = row->prepare(spec)) return {&*row, std::move(step), {}};
     }
     return {};
 }
+
+Tier tier_below(Tier tier) { return static_cast<Tier>(static_cast<int>(tier) - 1); }
 
 // One random sample, of whose values a share is other than zero.
 void fill_random(const Tensor& tensor, double activity, std::byte* to) {
@@ -51,12 +56,13 @@ class Stopwatch {
     double time(const Step& step, double best) const {
         const Arena scratch = make(step.scratch_bytes() + kSlack);
         const std::byte* inputs[] = {input_.get()};
-        double fastest = std::numeric_limits<double>::infinity();
-        for (int i = 0; i < kRuns; ++i) {
+        double fastest = std::numeric_limits<double>::infinity(), spent = 0;
+        for (int i = 0; i < kRuns && spent < kBudget; ++i) {
             const auto start = std::chrono::steady_clock::now();
             step.run({inputs, output_.get(), scratch.get(), 1, 0});
             const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
             fastest = std::min(fastest, elapsed.count());
+            spent += elapsed.count();
             if (i == 1 && fastest > kHopeless * best) break;
         }
         return fastest;
@@ -91,6 +97,11 @@ double cost(const LayerSpec& spec, Mode mode, double activity) {
     return p.row_blocks * (active * row + (mode == Mode::sparse_sparse ? p.u : 0));
 }
 
+// Whether a mode leaves out so much that even plain code may win with it.
+bool saves_much(const LayerSpec& spec, Mode mode, double activity) {
+    return kPlain * cost(spec, mode, activity) < cost(spec, Mode::dense, activity);
+}
+
 }  // namespace
 
 Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
@@ -103,21 +114,41 @@ Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
 
 Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity) {
     const Stopwatch stopwatch(spec, activity);
-    Choice<LayerSpec> fastest;
-    double best = std::numeric_limits<double>::infinity();
-    // The best tiers first, so that slower ones are given up early.
+    Choice<LayerSpec> best;
+    double best_seconds = std::numeric_limits<double>::infinity();
+    Tier least = Tier::scalar;
+    std::set<Mode> tried;
     const auto& table = kernels<LayerSpec>();
     for (auto row = table.rbegin(); row != table.rend(); ++row) {
         if (row->tier > tier || row->mode > limit) continue;
+        if (row->tier < least && (tried.count(row->mode) || !saves_much(spec, row->mode, activity))) continue;
         auto step = row->prepare(spec);
         if (!step) continue;
-        const double seconds = stopwatch.time(*step, best);
-        if (seconds >= best) continue;
-        best = seconds;
-        fastest = {&*row, std::move(step)};
+        tried.insert(row->mode);
+        if (best.measured.empty() && row->tier > Tier::scalar) least = tier_below(row->tier);
+        const double seconds = stopwatch.time(*step, best_seconds);
+        best.measured.push_back({&*row, seconds});
+        if (seconds >= best_seconds) continue;
+        best_seconds = seconds;
+        best.kernel = &*row;
+        best.step = std::move(step);
     }
-    if (!fastest.kernel) throw std::logic_error("no kernel can run this layer");
-    return fastest;
+    if (!best.kernel) throw std::logic_error("no kernel can run this layer");
+    std::sort(best.measured.begin(), best.measured.end(),
+              [](const Timing& a, const Timing& b) { return a.seconds < b.seconds; });
+    return best;
+}
+
+Choice<LayerSpec> named_layer(const LayerSpec& spec, Tier tier, const std::string& name) {
+    std::string able;
+    for (const auto& row : kernels<LayerSpec>()) {
+        if (row.tier > tier) continue;
+        auto step = row.prepare(spec);
+        if (!step) continue;
+        if (name == row.name) return {&row, std::move(step), {}};
+        able += (able.empty() ? "" : ", ") + std::string(row.name);
+    }
+    throw std::invalid_argument("kernel '" + name + "' cannot run this layer here; expected one of " + able);
 }
 
 Mode cheapest_mode(const LayerSpec& spec, double activity) {
@@ -127,6 +158,12 @@ Mode cheapest_mode(const LayerSpec& spec, double activity) {
         if (cost(spec, mode, activity) < cost(spec, best, activity)) best = mode;
     }
     return best;
+}
+
+double expected_seconds(const LayerSpec& spec, const Choice<LayerSpec>& choice, double activity) {
+    constexpr double kRate = 1e11;  // multiply-accumulates a second
+    if (!choice.measured.empty()) return choice.measured.front().seconds;
+    return cost(spec, choice.kernel->mode, activity) * spec.conv_height * spec.conv_width / kRate;
 }
 
 }  // namespace cs

@@ -3,15 +3,24 @@
 
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "kernels/kernel.h"
 
 namespace cs {
 
+// How long a kernel takes for one sample.
+struct Timing {
+    const Kernel<LayerSpec>* kernel;
+    double seconds;
+};
+
 template <class Spec>
 struct Choice {
     const Kernel<Spec>* kernel = nullptr;
     std::unique_ptr<Step> step;
+    std::vector<Timing> measured;  // every kernel that was tried, the fastest first; empty if none was measured
 };
 
 // The best kernel up to `tier` for an operation without modes.
@@ -20,7 +29,7 @@ Choice<Spec> choose(const Spec& spec, Tier tier) {
     const auto& table = kernels<Spec>();
     for (auto row = table.rbegin(); row != table.rend(); ++row) {
         if (row->tier > tier) continue;
-        if (auto step = row->prepare(spec)) return {&*row, std::move(step)};
+        if (auto step = row->prepare(spec)) return {&*row, std::move(step), {}};
     }
     throw std::logic_error("no kernel can run this operation");
 }
@@ -30,10 +39,17 @@ Choice<Spec> choose(const Spec& spec, Tier tier) {
 Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode);
 
 // The fastest kernel for a layer that uses no more sparsity than `limit`, measured on random inputs of which a share
-// `activity` is other than zero.
+// `activity` is other than zero. Tried are the kernels of the best tier that has any for the layer, and of the next; of
+// lower ones only what uses sparsity that those do not, where it saves nearly everything.
 Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity);
+
+// The kernel of that name. Throws std::invalid_argument, which names those that can run the layer, if it cannot.
+Choice<LayerSpec> named_layer(const LayerSpec& spec, Tier tier, const std::string& name);
 
 // The cheapest mode by a cost model, the same on every machine.
 Mode cheapest_mode(const LayerSpec& spec, double activity);
+
+// Seconds for one sample, as measured, or else by the cost model.
+double expected_seconds(const LayerSpec& spec, const Choice<LayerSpec>& choice, double activity);
 
 }  // namespace cs

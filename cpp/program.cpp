@@ -4,10 +4,12 @@
 #include <chrono>
 #include <cstring>
 
+#include "guard.h"
+
 namespace cs {
 namespace {
 
-constexpr size_t kChunkBytes = 512 * 1024;  // what a chunk may occupy, to stay in a second-level cache
+constexpr size_t kChunkBytes = 256 * 1024;  // what a chunk may occupy, to stay in a second-level cache
 constexpr int64_t kMaxChunk = 16;
 constexpr size_t kMaxOperands = 64;
 
@@ -32,6 +34,7 @@ Program::Program(std::vector<ProgramTensor> tensors, std::vector<ProgramStep> st
     : tensors_(std::move(tensors)), steps_(std::move(steps)), output_(output) {
     size_t sample = 0;
     for (const ProgramTensor& tensor : tensors_) sample += tensor.type.stride();
+    has_parts_ = std::any_of(steps_.begin(), steps_.end(), [](const ProgramStep& step) { return step.split; });
     chunk_ = std::clamp<int64_t>(kChunkBytes / std::max<size_t>(1, sample), 1, kMaxChunk);
     plan_memory(keep);
     arenas_ = std::make_unique<ArenaPool>(arena_bytes_);
@@ -74,16 +77,22 @@ void Program::plan_memory(bool keep) {
     }
 }
 
-void Program::run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const {
+void Program::run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
+                       bool shared) const {
     const std::byte* inputs[kMaxOperands] = {x};
     const std::vector<size_t>& operands = operands_[index];
     for (size_t i = 0; i < operands.size(); ++i) inputs[i] = arena + operands[i];
     const ProgramStep& step = steps_[index];
-    step.step->run({inputs, arena + offsets_[step.output], arena + scratch_offset_, samples, caller_bytes});
+    const Call call{inputs, arena + offsets_[step.output], arena + scratch_offset_, samples, caller_bytes};
+    if (shared && step.split) {
+        pool_->run(step.split->parts(), [&](int64_t part) { step.split->run_part(call, part); });
+    } else {
+        step.step->run(call);
+    }
 }
 
-void Program::run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const {
-    for (size_t i = 0; i < steps_.size(); ++i) run_step(i, arena, x, caller_bytes, samples);
+void Program::run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples, bool shared) const {
+    for (size_t i = 0; i < steps_.size(); ++i) run_step(i, arena, x, caller_bytes, samples, shared);
 }
 
 void Program::copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t samples) const {
@@ -95,6 +104,27 @@ void Program::copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t
 
 void Program::run(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
     if (batch == 0) return;
+    if (has_parts_ && batch < pool_->threads()) {
+        run_shared(x, caller_bytes, y, batch);
+    } else {
+        run_batch(x, caller_bytes, y, batch);
+    }
+}
+
+// Too few samples to give every thread one: they share the large layers of all.
+void Program::run_shared(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
+    Arena arena = arenas_->take();
+    if (!arena) throw std::bad_alloc();
+    for (int64_t first = 0; first < batch; first += chunk_) {
+        const int64_t samples = std::min(chunk_, batch - first);
+        run_chunk(arena.get(), x + first * caller_bytes, caller_bytes, samples, true);
+        copy_out(output_, arena.get(), y + first * output().bytes(), samples);
+    }
+    arenas_->give(std::move(arena));
+}
+
+// Threads share the samples.
+void Program::run_batch(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
     const int64_t share = (batch + pool_->threads() - 1) / pool_->threads();
     const int64_t chunk = std::min(chunk_, share);
     std::atomic<bool> out_of_memory{false};
@@ -137,13 +167,13 @@ bool Program::may_write(size_t step, size_t offset, int64_t samples) const {
 std::vector<std::string> Program::audit(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch,
                                         std::byte poison) const {
     std::vector<std::string> guilty;
-    Arena arena = make_arena(arena_bytes_);
-    if (!arena) throw std::bad_alloc();
-    std::memset(arena.get(), static_cast<int>(poison), arena_bytes_);
     const int64_t samples = std::min(batch, chunk_);
+    const GuardedMemory arena(arena_bytes_, kAlignment), input(samples * caller_bytes, 1);
+    std::memset(arena.get(), static_cast<int>(poison), arena_bytes_);
+    if (samples) std::memcpy(input.get(), x, samples * caller_bytes);
     for (size_t i = 0; i < steps_.size(); ++i) {
         const std::vector<std::byte> before(arena.get(), arena.get() + arena_bytes_);
-        run_step(i, arena.get(), x, caller_bytes, samples);
+        run_step(i, arena.get(), input.get(), caller_bytes, samples);
         for (size_t at = 0; at < arena_bytes_; ++at) {
             if (before[at] == arena.get()[at] || may_write(i, at, samples)) continue;
             guilty.push_back(steps_[i].node + ": " + steps_[i].kernel);

@@ -8,6 +8,8 @@
 
 #include "arena.h"
 #include "kernels/kernel.h"
+#include "planner.h"
+#include "split.h"
 #include "tensor.h"
 #include "threads.h"
 
@@ -27,6 +29,8 @@ struct ProgramStep {
     Mode mode;
     std::vector<int> inputs;  // tensors; empty for the step that reads the caller's array
     int output;
+    const SplitStep* split;        // the step, if it has parts that threads can share
+    std::vector<Timing> measured;  // the kernels that were tried for a layer, the fastest first
 };
 
 class Program {
@@ -49,8 +53,8 @@ class Program {
     // As run(), on one thread; seconds spent in each step.
     std::vector<double> profile(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
 
-    // For tests: runs at most one chunk step by step over memory filled with `poison`, writes the results to y, and
-    // returns the steps that wrote anywhere but to their output's samples and their own scratch.
+    // For tests: runs at most one chunk step by step over guarded memory filled with `poison`, writes the results to y,
+    // and returns the steps that wrote anywhere but to their output's samples and their own scratch.
     std::vector<std::string> audit(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch,
                                    std::byte poison) const;
 
@@ -58,8 +62,13 @@ class Program {
     void plan_memory(bool keep);
     bool may_write(size_t step, size_t offset, int64_t samples) const;
     size_t buffer_bytes(int tensor) const { return tensors_[tensor].type.stride() * chunk_ + kSlack; }
-    void run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const;
-    void run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples) const;
+    // shared: threads share the steps that have parts.
+    void run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
+                   bool shared = false) const;
+    void run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
+                  bool shared = false) const;
+    void run_batch(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
+    void run_shared(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
     void copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t samples) const;
 
     std::vector<ProgramTensor> tensors_;
@@ -67,6 +76,7 @@ class Program {
     std::vector<std::vector<size_t>> operands_;  // per step, offsets of its inputs in the arena
     std::vector<size_t> offsets_;                // per tensor
     int output_;
+    bool has_parts_;
     int64_t chunk_;  // samples that pass through the steps together
     size_t scratch_offset_, arena_bytes_;
     mutable std::unique_ptr<ArenaPool> arenas_;

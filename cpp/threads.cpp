@@ -21,7 +21,7 @@ ThreadPool::~ThreadPool() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
+void ThreadPool::run(int64_t count, TaskRef task) {
     const bool alone = count == 1 || workers_.empty() || getpid() != owner_;
     std::unique_lock<std::mutex> turn(busy_, std::defer_lock);
     if (alone || !turn.try_lock()) {
@@ -30,7 +30,7 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
     }
     {
         std::lock_guard lock(mutex_);
-        task_ = &task;
+        task_ = task;
         count_ = count;
         next_ = 0;
         working_ = static_cast<int>(workers_.size());
@@ -57,7 +57,7 @@ void ThreadPool::work() {
 }
 
 void ThreadPool::share() {
-    for (int64_t i = next_++; i < count_; i = next_++) (*task_)(i);
+    for (int64_t i = next_++; i < count_; i = next_++) task_(i);
 }
 
 }  // namespace cs

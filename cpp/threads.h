@@ -7,7 +7,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -26,9 +25,20 @@ class ThreadPool {
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
     // Calls task(0) ... task(count - 1), each once, and returns when all have. Tasks must not throw.
-    void run(int64_t count, const std::function<void(int64_t)>& task);
+    template <class Task>
+    void run(int64_t count, const Task& task) {
+        run(count, {&task, [](const void* object, int64_t i) { (*static_cast<const Task*>(object))(i); }});
+    }
 
   private:
+    // A callable, by reference: std::function might allocate.
+    struct TaskRef {
+        const void* object = nullptr;
+        void (*call)(const void*, int64_t) = nullptr;
+        void operator()(int64_t i) const { call(object, i); }
+    };
+
+    void run(int64_t count, TaskRef task);
     void work();
     void share();
 
@@ -36,7 +46,7 @@ class ThreadPool {
     std::mutex busy_;  // held by the call that the pool works for
     std::mutex mutex_;
     std::condition_variable wake_, done_;
-    const std::function<void(int64_t)>* task_ = nullptr;
+    TaskRef task_;
     std::atomic<int64_t> next_{0};
     int64_t count_ = 0;
     uint64_t generation_ = 0;

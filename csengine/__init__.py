@@ -9,6 +9,7 @@ from csengine.engine import Engine
 from csengine.errors import (
     BackendUnavailableError,
     CsengineError,
+    DeviceError,
     GraphError,
     ModelFormatError,
     PackingError,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "CsengineError",
+    "DeviceError",
     "Engine",
     "GraphError",
     "ModelFormatError",

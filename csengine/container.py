@@ -313,6 +313,8 @@ def _matches(value: object, hint: Any) -> bool:
         if arguments[-1] is Ellipsis:
             return all(_matches(item, arguments[0]) for item in value)
         return len(value) == len(arguments) and all(map(_matches, value, arguments))
+    if hint is bool:
+        return isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
     if hint is float:

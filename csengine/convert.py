@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from csengine.container import Model
 from csengine.graph import Conv2d, Graph, Linear, Packing
 from csengine.packing import PackedMatrix, pack
-from csengine.quantization import LayerError, fold_affines, quantize
+from csengine.quantization import KnownScales, LayerError, fold_affines, quantize
 
 #: A layer without a trained mask is packed when no more than this share of its weights is other than zero.
 PACKING_DENSITY = 0.5
@@ -22,6 +22,7 @@ def convert(
     graph: Graph,
     calibration: NDArray[np.float32] | None,
     *,
+    known: KnownScales | None = None,
     percentile: float | None = None,
     default: Packing | None = None,
     labels: tuple[str, ...] = (),
@@ -30,15 +31,15 @@ def convert(
 ) -> tuple[Model, tuple[LayerError, ...]]:
     """A packed model and, if it was quantized, the error per layer.
 
-    calibration: samples `[B, ...]` in NHWC to quantize with; None keeps float32. percentile: see
-    `csengine.quantization.quantize`. default: how to pack sparse layers that say nothing themselves.
-    Raises QuantizationError, PackingError.
+    calibration: samples `[B, ...]` in NHWC to quantize with. known: scales of a source that is quantized, with which
+    samples may be needless. With neither, the network stays float32. percentile: see `csengine.quantization.quantize`.
+    default: how to pack sparse layers that say nothing themselves. Raises QuantizationError, PackingError.
     """
     errors: tuple[LayerError, ...] = ()
-    if calibration is None:
+    if calibration is None and known is None:
         graph = fold_affines(graph)
     else:
-        graph, errors = quantize(graph, calibration, percentile=percentile)
+        graph, errors = quantize(graph, calibration, percentile=percentile, known=known)
     packed = pack_graph(graph, default)
     return Model(packed, labels, preprocessing or {}, accuracy or {}), errors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from csengine import container
+from csengine import container, reference
 from csengine.backends import MODES, KernelChoice, Mode, Program
 from csengine.container import Model
 from csengine.errors import BackendUnavailableError, ShapeError
@@ -27,9 +27,11 @@ _MODULES = {
     "cpp": "csengine.backends.cpp",
     "numba": "csengine.backends.numba",
     "reference": "csengine.backends.reference",
+    "fpga": "csengine.backends.fpga",
 }
 
 Array = NDArray[Any]
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class LayerProfile:
     """Measured time of one step, with the fused layers before it.
 
     seconds: for the whole batch, median of the passes. macs_dense, macs_done: multiply-accumulates of the batch, every
-    weight and activation counted, and those really done.
+    weight and activation counted, and those really done. cycles: clock cycles per sample, where the hardware counts
+    them.
     """
 
     name: str
@@ -47,6 +50,7 @@ class LayerProfile:
     seconds: float
     macs_dense: int
     macs_done: int
+    cycles: float | None = None
 
     @property
     def effective_rate(self) -> float:
@@ -91,16 +95,28 @@ class Engine:
         backend: Backend = "auto",
         threads: int | None = None,
         mode: Mode = "auto",
+        kernels: Mapping[str, str] | None = None,
+        plan_cache: str | os.PathLike[str] | None = None,
+        emulate: bool | None = None,
+        xclbin: str | os.PathLike[str] | None = None,
+        device: int | str | Sequence[int | str] | None = None,
     ) -> None:
         """Compile a model that is in memory; see `load`."""
         self.model = model
         self.threads = _resolve_threads(threads)
         self.mode = _resolve_mode(mode)
-        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads)
+        options = {
+            "cpp": _cpp_options(kernels, plan_cache),
+            "fpga": {"emulate": emulate, "xclbin": xclbin, "device": device},
+        }
+        self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads, options)
         graph = model.graph
         self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
         self._to_nchw = graph.layout == "NCHW" and len(graph.output_type.shape) == 3
         self._own_type = np.dtype(graph.input.dtype)
+        shape, result = graph.input.shape, graph.output_type.shape
+        self._input_shape = (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+        self._output_shape = (result[2], result[0], result[1]) if self._to_nchw else result
 
     @classmethod
     def load(
@@ -109,6 +125,11 @@ class Engine:
         backend: Backend = "auto",
         threads: int | None = None,
         mode: Mode = "auto",
+        kernels: Mapping[str, str] | None = None,
+        plan_cache: str | os.PathLike[str] | None = None,
+        emulate: bool | None = None,
+        xclbin: str | os.PathLike[str] | None = None,
+        device: int | str | Sequence[int | str] | None = None,
     ) -> Engine:
         """Load a packed file and compile it.
 
@@ -119,22 +140,38 @@ class Engine:
         `CSENGINE_ISA` forces the instruction set of the C++ kernels. `CSENGINE_PLANNER=model` chooses without
         measuring, the same on every machine: layers take exactly the mode, "auto" the cheapest by a cost model.
 
+        kernels: the C++ kernels of some layers by name, instead of a choice (`plan()` lists what was tried).
+        plan_cache: a file that keeps what was measured, so that the next load need not; None takes
+        `CSENGINE_PLAN_CACHE`, or keeps nothing.
+        For the backend "fpga" only, each with a variable `CSENGINE_FPGA_...` for what is not given: xclbin: the
+        hardware, built for the shape of this model. device: index or BDF of a card, or several that share batches;
+        None takes all. emulate: run the hardware's RTL behind XRT in processes of its own; the first time for a shape
+        this builds it, which takes a minute or two.
+
         Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
-        here), ValueError (an argument out of range).
+        here), DeviceError (an FPGA fails, or its hardware is for another shape), ValueError (an argument out of range).
         """
-        return cls(container.load(path), backend=backend, threads=threads, mode=mode)
+        return cls(
+            container.load(path),
+            backend=backend,
+            threads=threads,
+            mode=mode,
+            kernels=kernels,
+            plan_cache=plan_cache,
+            emulate=emulate,
+            xclbin=xclbin,
+            device=device,
+        )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input sample, as the source model had it."""
-        shape = self.model.graph.input.shape
-        return (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
+        return self._input_shape
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one result, as the source model had it."""
-        shape = self.model.graph.output_type.shape
-        return (shape[2], shape[0], shape[1]) if self._to_nchw else shape
+        return self._output_shape
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -153,7 +190,7 @@ class Engine:
         return y[0] if is_single else y
 
     def trace(self, x: ArrayLike) -> Mapping[str, Array]:
-        """Every node's tensor `[B, ...]` in NHWC, for one sample or a batch."""
+        """Every node's tensor `[B, ...]` in NHWC, for one sample or a batch; an FPGA shows only its result."""
         return self._program.trace(self._to_batch(x)[0])
 
     def plan(self) -> tuple[LayerPlan, ...]:
@@ -175,13 +212,16 @@ class Engine:
     def _layer_profiles(self, batch: Array, seconds: Mapping[str, float]) -> tuple[LayerProfile, ...]:
         graph, choices = self.model.graph, self._program.choices()
         rows = {row.name: row for row in self.plan()}
-        done = count_macs(graph, self._program.trace(batch), {name: row.mode for name, row in rows.items()})
+        tensors = self._program.trace(batch)
+        if len(tensors) < len(graph.nodes):  # a hardware pipeline does not show what is inside
+            tensors = reference.trace(graph, batch)
+        done = count_macs(graph, tensors, {name: row.mode for name, row in rows.items()})
         layers, pending_dense, pending_done = [], 0, 0
         for node in graph.nodes:
             pending_dense += rows[node.name].macs_dense * len(batch)
             pending_done += done.get(node.name, 0)
             if (choice := choices.get(node.name)) is not None:
-                measured = (seconds[node.name], pending_dense, pending_done)
+                measured = (seconds[node.name], pending_dense, pending_done, choice.cycles)
                 layers.append(LayerProfile(node.name, choice.kernel, choice.tier, choice.mode, *measured))
                 pending_dense = pending_done = 0
         return tuple(layers)
@@ -189,25 +229,30 @@ class Engine:
     def _to_batch(self, x: ArrayLike) -> tuple[Array, bool]:
         """A contiguous NHWC batch of a type that programs take, and whether x was one sample."""
         array = np.asarray(x)
-        if array.dtype != self._own_type and array.dtype != np.float32:
-            if array.dtype.kind not in "fiub":
-                raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
-            if array.dtype.kind != "f" and self._own_type.kind != "f":
-                raise ShapeError(
-                    f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
-                    "or float32 (real values, which the model quantizes)"
-                )
-            with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
-                array = array.astype(np.float32)
-        is_single = array.shape == self.input_shape
+        if array.dtype is not _FLOAT32 and array.dtype != self._own_type:
+            array = self._to_float(array)
+        shape = array.shape
+        is_single = shape == self._input_shape
         if is_single:
             array = array[None]
-        elif array.shape[1:] != self.input_shape or array.ndim != len(self.input_shape) + 1:
-            one, many = _shown(self.input_shape), _shown(("B", *self.input_shape))
-            raise ShapeError(f"input has shape {array.shape}; expected {one} for one sample or {many} for a batch")
+        elif shape[1:] != self._input_shape or not shape:
+            one, many = _shown(self._input_shape), _shown(("B", *self._input_shape))
+            raise ShapeError(f"input has shape {shape}; expected {one} for one sample or {many} for a batch")
         if self._to_nhwc:
             array = array.transpose(0, 2, 3, 1)
         return np.ascontiguousarray(array), is_single
+
+    def _to_float(self, array: Array) -> Array:
+        """Real numbers of any type as float32. Raises ShapeError for other types, and for integers of another type."""
+        if array.dtype.kind not in "fiub":
+            raise ShapeError(f"input has type {array.dtype}; expected real numbers or {self._own_type}")
+        if array.dtype.kind != "f" and self._own_type.kind != "f":
+            raise ShapeError(
+                f"input has integer type {array.dtype}; expected {self._own_type} (quantized values) "
+                "or float32 (real values, which the model quantizes)"
+            )
+        with np.errstate(over="ignore"):  # a double too large for float32 is reported as not finite
+            return array.astype(np.float32)
 
 
 def _shown(shape: tuple[object, ...]) -> str:
@@ -250,26 +295,41 @@ def _resolve_planner() -> str:
     return planner
 
 
-def _compile(model: Model, backend: str, mode: Mode, threads: int) -> tuple[Backend, Program]:
+def _cpp_options(kernels: Mapping[str, str] | None, plan_cache: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What only the C++ backend takes, from arguments and environment."""
+    cache = plan_cache or os.environ.get("CSENGINE_PLAN_CACHE") or None
+    return {
+        "tier": os.environ.get("CSENGINE_ISA") or None,
+        "measure": _resolve_planner() == "measure",
+        "kernels": dict(kernels or {}),
+        "cache": None if cache is None else Path(cache),
+    }
+
+
+def _compile(
+    model: Model, backend: str, mode: Mode, threads: int, options: Mapping[str, dict[str, Any]]
+) -> tuple[Backend, Program]:
     """The program, and the backend that it is for; "auto" tries them in order and says why none works."""
+    given = [name for name, value in options["fpga"].items() if value is not None]
+    if given and backend != "fpga":
+        raise ValueError(f"{', '.join(given)} is for backend='fpga'; backend is {backend!r}")
     wanted = tuple(name for name in BACKENDS if name == backend)
     if backend == "auto":
-        wanted = ("cpp",) if os.environ.get("CSENGINE_ISA") else _AUTOMATIC
+        wanted = ("cpp",) if options["cpp"]["tier"] or options["cpp"]["kernels"] else _AUTOMATIC
     reasons = []
     for name in wanted:
         try:
-            return name, _compile_for(name, model, mode, threads)
+            return name, _compile_for(name, model, mode, threads, options)
         except BackendUnavailableError as error:
             reasons.append(f"{name}: {error}")
     raise BackendUnavailableError("; ".join(reasons))
 
 
-def _compile_for(name: Backend, model: Model, mode: Mode, threads: int) -> Program:
-    if name not in _MODULES:
-        raise BackendUnavailableError("this version has no FPGA backend; use backend='cpp', 'numba' or 'reference'")
+def _compile_for(
+    name: Backend, model: Model, mode: Mode, threads: int, options: Mapping[str, dict[str, Any]]
+) -> Program:
+    if name != "cpp" and options["cpp"]["kernels"]:
+        raise ValueError(f"kernels are given for backend {name!r}; only 'cpp' has several to choose from")
     module = importlib.import_module(_MODULES[name])
-    options: dict[str, Any] = {}
-    if name == "cpp":
-        options = {"tier": os.environ.get("CSENGINE_ISA") or None, "measure": _resolve_planner() == "measure"}
-    program: Program = module.compile(model.graph, mode, threads, **options)
+    program: Program = module.compile(model.graph, mode, threads, **options.get(name, {}))
     return program

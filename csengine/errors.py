@@ -36,3 +36,7 @@ class ShapeError(CsengineError, ValueError):
 
 class BackendUnavailableError(CsengineError):
     """The backend, tier or device that was asked for is not available here."""
+
+
+class DeviceError(CsengineError):
+    """An FPGA, or its emulation, does not answer, answers wrongly, or holds another network than the model's."""

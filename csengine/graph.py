@@ -279,6 +279,25 @@ class Relu(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Clip(Node):
+    """`min(max(x, minimum), maximum)`; integers are clipped to whole numbers of their own scale. None is no bound."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's type."""
+        (source,) = inputs
+        limits = np.finfo(np.float32) if source.dtype == "float32" else np.iinfo(source.dtype)
+        bounds = [bound for bound in (self.minimum, self.maximum) if bound is not None]
+        in_range = all(float(limits.min) <= bound <= float(limits.max) for bound in bounds) and bounds == sorted(bounds)
+        _require(in_range, self.name, f"clips {source.dtype} to {bounds}; expected an ascending range within the type")
+        whole = source.dtype == "float32" or all(float(bound).is_integer() for bound in bounds)
+        _require(whole, self.name, f"clips integers to {bounds}; expected whole numbers")
+        return _activation(self.name, source)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KWTA(Node):
     """k winners take all, strict: exactly k survive per scope, by (value descending, index ascending).
 
@@ -325,12 +344,22 @@ class MaxPool(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AveragePool(Node):
-    """Mean of each window, padding counted as zeros; integers requantize the exact sum (1 / area is in the scale)."""
+    """Mean of each window; integers requantize the exact sum (1 / area is in the scale).
+
+    count_padding: whether a mean divides by the whole window, padding counted as zeros, or by what lies on the image.
+    Then an integer pool has one multiplier and shift for every number of elements, 1 to the window's.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     requantization: Requantization | None = None
+    count_padding: bool = True
+
+    @property
+    def divisors(self) -> int:
+        """Numbers by which a sum may be divided."""
+        return 1 if self.count_padding else self.kernel[0] * self.kernel[1]
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         """`(H', W', C)`."""
@@ -339,7 +368,7 @@ class AveragePool(Node):
         _check_padding_is_partial(self.name, self.kernel, self.padding)
         fits = self.kernel[0] * self.kernel[1] * 255 <= ACCUMULATOR_LIMIT
         _require(fits, self.name, f"has a window of {self.kernel}, whose sum could overflow")
-        dtype, scale = _requantized(self.name, inputs, self.requantization, 1)
+        dtype, scale = _requantized(self.name, inputs, self.requantization, self.divisors)
         return TensorType((height, width, source.channels), dtype, scale)
 
 
@@ -421,6 +450,7 @@ OPERATIONS: Mapping[str, type[Node]] = {
     "linear": Linear,
     "affine": Affine,
     "relu": Relu,
+    "clip": Clip,
     "kwta": KWTA,
     "max_pool": MaxPool,
     "average_pool": AveragePool,

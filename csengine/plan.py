@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine import reference
-from csengine.backends import KernelChoice
-from csengine.graph import KWTA, OPERATION_NAMES, Add, Concat, Conv2d, Graph, Linear, MaxPool, Node, Relu, Reshape
+from csengine.backends import KernelChoice, KernelTiming
+from csengine.graph import (
+    KWTA,
+    OPERATION_NAMES,
+    Add,
+    Clip,
+    Concat,
+    Conv2d,
+    Graph,
+    Linear,
+    MaxPool,
+    Node,
+    Relu,
+    Reshape,
+)
 from csengine.packing import PackedMatrix
 
 
@@ -21,7 +34,9 @@ class LayerPlan:
 
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
-    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array.
+    (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. measured: the kernels
+    that were tried for the layer, the fastest first; empty where the backend does not measure. cycles: clock cycles per
+    sample in the last run, where the hardware counts them.
     """
 
     name: str
@@ -33,6 +48,18 @@ class LayerPlan:
     macs_done: int
     bytes_weights: int
     bytes_dense: int
+    measured: tuple[KernelTiming, ...] = ()
+    cycles: float | None = None
+
+    @property
+    def runner_up(self) -> KernelTiming | None:
+        """The second fastest kernel."""
+        return self.measured[1] if len(self.measured) > 1 else None
+
+    @property
+    def dense(self) -> KernelTiming | None:
+        """The fastest kernel that uses no sparsity: what the layer would cost without."""
+        return next((timing for timing in self.measured if timing.mode == "dense"), None)
 
 
 def plan(graph: Graph, choices: Mapping[str, KernelChoice]) -> tuple[LayerPlan, ...]:
@@ -47,20 +74,30 @@ def _layer_plan(
     choice = choices.get(node.name, KernelChoice("", "", ""))
     operation = OPERATION_NAMES[type(node)]
     if not isinstance(node, (Conv2d, Linear)):
-        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, 0, 0, 0, 0)
-    mode = _mode_of(graph, node, choices)
+        counts = (0, 0, 0, 0)
+        return LayerPlan(node.name, operation, choice.kernel, choice.tier, choice.mode, *counts, cycles=choice.cycles)
+    source = _choice_of(graph, node, choices)
+    mode = source.mode
     dense = node.dense_macs(graph.types[node.name])
     share = {"sparse-sparse": activity[node.inputs[0]] * density(node), "sparse-dense": density(node)}.get(mode, 1.0)
     stored, expanded = weight_bytes(node)
     done = round(dense * share)
-    return LayerPlan(node.name, operation, choice.kernel, choice.tier, mode, dense, done, stored, expanded)
+    counts = (dense, done, stored, expanded)
+    return LayerPlan(
+        node.name, operation, choice.kernel, choice.tier, mode, *counts, measured=source.measured, cycles=choice.cycles
+    )
 
 
-def _mode_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> str:
-    """The mode of a layer, which a fused layer's reader carries."""
+def _choice_of(graph: Graph, node: Node, choices: Mapping[str, KernelChoice]) -> KernelChoice:
+    """The choice for a layer, which a fused layer's reader carries."""
     while node.name not in choices and len(graph.readers[node.name]) == 1:
         node = graph.readers[node.name][0]
-    return choices[node.name].mode if node.name in choices else ""
+    return choices.get(node.name, KernelChoice("", "", ""))
+
+
+def layer_choices(graph: Graph, choices: Mapping[str, KernelChoice]) -> dict[str, KernelChoice]:
+    """The choice for every layer with weights, also where it is fused into its reader."""
+    return {node.name: _choice_of(graph, node, choices) for node in graph.nodes if isinstance(node, (Conv2d, Linear))}
 
 
 def density(node: Conv2d | Linear) -> float:
@@ -88,6 +125,8 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
         case KWTA():
             return min(inputs[0], node.k / node.scope_size(graph.input_types(node)[0]))
         case Relu():
+            return min(inputs[0], 0.5)
+        case Clip() if node.minimum == 0:
             return min(inputs[0], 0.5)
         case MaxPool():
             return min(1.0, inputs[0] * node.kernel[0] * node.kernel[1])
@@ -121,13 +160,3 @@ def _count_layer(node: Conv2d | Linear, x: NDArray[Any], y: NDArray[Any], mode: 
     if isinstance(node, Conv2d):
         active = reference.windows(active, node.kernel, node.stride, node.padding, 0)
     return int(active.reshape(vectors, node.rows).sum(axis=0) @ weights_of_row)
-
-
-def table(rows: Iterable[LayerPlan]) -> str:
-    """A plan as text."""
-    lines = [f"{'layer':20} {'operation':13} {'mode':14} {'kernel':14} {'tier':10} {'MACs dense':>12} {'done':>10}"]
-    for r in rows:
-        kernel = r.kernel or "(fused)"
-        counts = f"{r.macs_dense:12,} {r.macs_done:10,}" if r.macs_dense else ""
-        lines.append(f"{r.name:20} {r.operation:13} {r.mode:14} {kernel:14} {r.tier:10} {counts}".rstrip())
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ result. `Graph` then proves that no accumulator can overflow.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -38,11 +39,32 @@ from csengine.graph import (
 from csengine.packing import PackedMatrix
 
 Array = NDArray[Any]
-_PASSING = (Relu, MaxPool, KWTA, Reshape)  # operations whose result has the scale of their input
+_PASSING = (Relu, Clip, MaxPool, KWTA, Reshape)  # operations whose result has the scale of their input
 _BATCH = 64  # calibration samples traced at a time
 _BINS = 4096  # of a calibration histogram
 _LARGEST = {"uint8": 255, "int8": 127}
 _RATIOS = 2.0**-32, 65535 * 2.0**-1  # what a multiplier and a shift can express
+
+
+@dataclass(frozen=True)
+class KnownScale:
+    """What a quantized source says of an activation: its type and the real value of 1.
+
+    is_exact: whether these are the source's own; otherwise they were made from its range, for a zero point that is
+    not 0.
+    """
+
+    dtype: Literal["uint8", "int8"]
+    scale: float
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class KnownScales:
+    """What a quantized source says: of float tensors, and of the weights of layers, `[O]`, by name."""
+
+    activations: Mapping[str, KnownScale] = field(default_factory=dict)
+    weights: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,32 +84,39 @@ class LayerError:
 
 def quantize(
     graph: Graph,
-    samples: NDArray[np.float32],
+    samples: NDArray[np.float32] | None,
     *,
     percentile: float | None = None,
     integer_output: bool = False,
+    known: KnownScales | None = None,
 ) -> tuple[Graph, tuple[LayerError, ...]]:
     """The integer network of a float one, and the error it makes per layer.
 
     samples: calibration inputs `[B, ...]` in NHWC. percentile: None scales every tensor to its largest magnitude seen;
     a number such as 99.99 to that percentile of its non-zero magnitudes, and saturates the rest. integer_output: leave
-    the result as integers. Raises QuantizationError.
+    the result as integers. known: scales to use instead of calibrated ones; if it has all of them, samples may be None,
+    and no errors are measured. Raises QuantizationError.
     """
     if any(kind.is_integer for kind in graph.types.values()):
         raise QuantizationError("the network holds integers already; expected a float32 network")
-    if samples.shape[1:] != graph.input.shape or len(samples) == 0 or not np.isfinite(samples).all():
-        shape = ", ".join(map(str, graph.input.shape))
-        raise QuantizationError(f"calibration needs finite samples [B, {shape}], B > 0; got shape {samples.shape}")
+    if samples is not None:
+        _check_samples(graph, samples)
     if percentile is not None and not 50.0 < percentile <= 100.0:
         raise QuantizationError(f"percentile is {percentile}; expected between 50 and 100")
-    graph = fold_affines(_without_dead_ends(graph))
-    ranges = observe(graph, samples, percentile)
-    quantizer = _Quantizer(graph, ranges, integer_output)
+    graph = _with_affines_as_layers(fold_affines(_without_dead_ends(graph)))
+    ranges = None if samples is None else observe(graph, samples, percentile)
+    quantizer = _Quantizer(graph, ranges, integer_output, known or KnownScales())
     try:
         result = Graph(tuple(quantizer.build()), graph.layout)
     except GraphError as error:
         raise QuantizationError(str(error)) from error
-    return result, measure_errors(graph, result, quantizer.source_of, samples)
+    return result, () if samples is None else measure_errors(graph, result, quantizer.source_of, samples)
+
+
+def _check_samples(graph: Graph, samples: Array) -> None:
+    if samples.shape[1:] != graph.input.shape or len(samples) == 0 or not np.isfinite(samples).all():
+        shape = ", ".join(map(str, graph.input.shape))
+        raise QuantizationError(f"calibration needs finite samples [B, {shape}], B > 0; got shape {samples.shape}")
 
 
 # --- simplification --------------------------------------------------------------------------------------------------
@@ -120,6 +149,24 @@ def fold_affines(graph: Graph) -> Graph:
         else:
             folded[node.name] = node
     return Graph(tuple(folded.values()), graph.layout)
+
+
+def _with_affines_as_layers(graph: Graph) -> Graph:
+    """Every affine of an image that could not be folded as a convolution per channel, which integers can compute."""
+    return Graph(tuple(_as_layer(graph, node) for node in graph.nodes), graph.layout)
+
+
+def _as_layer(graph: Graph, node: Node) -> Node:
+    if not isinstance(node, Affine) or len(graph.types[node.name].shape) != 3:
+        return node
+    return Conv2d(
+        name=node.name,
+        inputs=node.inputs,
+        weight=node.scale[None],
+        bias=node.shift,
+        kernel=(1, 1),
+        groups=len(node.scale),
+    )
 
 
 def _fold(layer: Conv2d | Linear, affine: Affine) -> Conv2d | Linear:
@@ -201,19 +248,46 @@ def _nearest(ratio: NDArray[np.float64]) -> tuple[NDArray[np.uint16], NDArray[np
 
 
 def quantize_weights(
-    layer: Conv2d | Linear, input_scale: float, output_scale: float | None
+    layer: Conv2d | Linear,
+    input_scale: float,
+    output_scale: float | None,
+    known: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.int8], NDArray[np.int32] | None, NDArray[np.float64]]:
-    """int8 weights, int32 bias, and the real value `[O]` of 1 in each accumulator."""
+    """int8 weights, int32 bias, and the real value `[O]` of 1 in each accumulator.
+
+    known: the real value `[O]` of 1 in the weights, used if they are whole numbers of it.
+    """
     weight = layer.dense_weight.astype(np.float64)
     bias = np.zeros(layer.kernels) if layer.bias is None else layer.bias.astype(np.float64)
     scale = np.abs(weight).max(axis=0, initial=0.0) / 127.0
+    if known is not None and _fits(weight / known):
+        scale = known
     scale = np.maximum(scale, np.abs(bias) / (input_scale * 2.0**30))  # the bias has to fit, too
     if output_scale is not None:
         scale = np.maximum(scale, output_scale / input_scale * 2.0**-30)  # below that, nothing rounds to 1
     scale = np.where(scale > 0, scale, 1.0)
     unit = scale * input_scale
-    quantized = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+    quantized = np.clip(np.rint(weight / scale), -128, 127).astype(np.int8)
     return quantized, None if layer.bias is None else np.rint(bias / unit).astype(np.int32), unit
+
+
+def _fits(levels: NDArray[np.float64]) -> bool:
+    """Whether these are weights of int8, as precisely as float32 holds their real values."""
+    return bool(np.abs(levels).max(initial=0.0) < 128.5 and np.abs(levels - np.rint(levels)).max(initial=0.0) < 1e-3)
+
+
+def _starts_at_zero(node: Node) -> bool:
+    return isinstance(node, Clip) and node.minimum == 0
+
+
+def _clip(node: Clip, inputs: tuple[str, ...], scale: float, dtype: str) -> Clip:
+    """The clip of integers of this scale."""
+    limits = np.iinfo(dtype)
+    low, high = (
+        None if bound is None else float(np.clip(np.rint(bound / scale), limits.min, limits.max))
+        for bound in (node.minimum, node.maximum)
+    )
+    return replace(node, inputs=inputs, minimum=low, maximum=high)
 
 
 # --- the rewrite -----------------------------------------------------------------------------------------------------
@@ -222,10 +296,17 @@ def quantize_weights(
 class _Quantizer:
     """Walks a float graph once and builds the integer one."""
 
-    def __init__(self, graph: Graph, ranges: Mapping[str, tuple[float, float]], integer_output: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: Mapping[str, tuple[float, float]] | None,
+        integer_output: bool,
+        known: KnownScales,
+    ) -> None:
         self.graph = graph
         self.ranges = ranges
         self.integer_output = integer_output
+        self.known = known
         self.name_of: dict[str, str] = {}  # float tensor -> integer tensor
         self.source_of: dict[str, str] = {}  # integer tensor -> the float tensor it stands for
         self.scale_of: dict[str, float] = {}  # integer tensor -> real value of 1
@@ -257,6 +338,8 @@ class _Quantizer:
             raise QuantizationError(f"{node.name}: reads a softmax, which has no integer form; expected it to be last")
         if isinstance(node, _PASSING):
             self.scale_of[node.name], self.unsigned[node.name] = self.scale_of[inputs[0]], self.unsigned[inputs[0]]
+            if isinstance(node, Clip):
+                return self._convert_clip(node, inputs)
             return [replace(node, inputs=inputs)]
         if isinstance(node, (Conv2d, Linear)) and self._leaves_accumulators(node):
             return self._convert_last(node, inputs)
@@ -265,14 +348,27 @@ class _Quantizer:
         if isinstance(node, Input):
             return [replace(node, dtype=dtype, scale=scale)]
         if isinstance(node, (Conv2d, Linear)):
-            weight, bias, unit = quantize_weights(node, self.scale_of[inputs[0]], scale)
+            weight, bias, unit = self._quantize_weights(node, inputs, scale)
             requantization = Requantization(*_nearest(unit / scale), dtype, scale)
             packing = _packing_of(node)
             changes = {"weight": weight, "bias": bias, "requantization": requantization, "packing": packing}
-            return [replace(node, inputs=inputs, **changes)]  # type: ignore[arg-type]
+            return [replace(node, inputs=inputs, **changes)]
         if isinstance(node, (AveragePool, Add, Concat)):
             return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
         raise QuantizationError(f"{node.name}: no integer form of {type(node).__name__}; fold or remove it first")
+
+    def _quantize_weights(self, node: Conv2d | Linear, inputs: Sequence[str], scale: float | None) -> Any:
+        return quantize_weights(node, self.scale_of[inputs[0]], scale, self.known.weights.get(node.name))
+
+    def _convert_clip(self, node: Clip, inputs: tuple[str, ...]) -> list[Node]:
+        """Nothing, where the integers' own range clips already."""
+        dtype = "uint8" if self.unsigned[node.name] else "int8"
+        clip, limits = _clip(node, inputs, self.scale_of[node.name], dtype), np.iinfo(dtype)
+        bounds = (clip.minimum or limits.min, limits.max if clip.maximum is None else clip.maximum)
+        if bounds != (limits.min, limits.max):
+            return [clip]
+        self._stands_for(inputs[0], node.name)
+        return []
 
     def _chain(self, node: Node) -> list[Node]:
         """The node and the scale-keeping operations after it, while each is read by one other only."""
@@ -284,7 +380,14 @@ class _Quantizer:
     def _result_type(self, node: Node, inputs: Sequence[str]) -> tuple[Literal["uint8", "int8"], float]:
         """Type and scale of a requantized result; a ReLU that follows becomes the clamp of an unsigned one."""
         chain = self._chain(node)
-        relus = {item.name for item in chain if isinstance(item, Relu)}
+        # Calibration never saw more than a clip lets through, so saturation stands for its upper end.
+        relus = {item.name for item in chain if isinstance(item, Relu) or _starts_at_zero(item)}
+        known = [self.known.activations[item.name] for item in chain if item.name in self.known.activations]
+        if known:
+            self.dropped |= relus if known[-1].dtype == "uint8" else set()
+            return known[-1].dtype, known[-1].scale
+        if self.ranges is None:
+            raise QuantizationError(f"{node.name}: the source has no scale for it; give samples to calibrate with")
         self.dropped |= relus
         lowest, largest = self.ranges[chain[-1].name]
         if isinstance(node, Input):
@@ -304,7 +407,8 @@ class _Quantizer:
             multiplier = np.minimum(np.rint(ratio * 2.0 ** shift.astype(np.float64)), 2**16 - 1).astype(np.uint16)
             return Requantization(multiplier, shift, dtype, scale)
         if isinstance(node, AveragePool):
-            ratio = ratio / (node.kernel[0] * node.kernel[1])
+            area = node.kernel[0] * node.kernel[1]
+            ratio = ratio / (area if node.count_padding else np.arange(1, area + 1))
         return Requantization(*_nearest(ratio), dtype, scale)
 
     def _leaves_accumulators(self, node: Node) -> bool:
@@ -312,7 +416,7 @@ class _Quantizer:
         return all(isinstance(reader, Softmax) for reader in self.graph.readers[node.name])
 
     def _convert_last(self, node: Conv2d | Linear, inputs: tuple[str, ...]) -> list[Node]:
-        weight, bias, unit = quantize_weights(node, self.scale_of[inputs[0]], None)
+        weight, bias, unit = self._quantize_weights(node, inputs, None)
         layer = replace(node, inputs=inputs, weight=weight, bias=bias, packing=_packing_of(node))
         if self.integer_output and not self.graph.readers[node.name]:
             return [layer]

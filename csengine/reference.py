@@ -26,6 +26,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -207,6 +208,12 @@ def relu(node: Relu, x: Array) -> Array:
     return np.asarray(np.maximum(x, x.dtype.type(0)))
 
 
+def clip(node: Clip, x: Array) -> Array:
+    """`min(max(x, minimum), maximum)`."""
+    low, high = (None if bound is None else x.dtype.type(bound) for bound in (node.minimum, node.maximum))
+    return np.asarray(np.clip(x, low, high))
+
+
 def kwta(node: KWTA, x: Array) -> Array:
     """Keep the k largest of each scope, ties to the lower index; losers become 0."""
     scopes = x if node.scope == "local" else x.reshape(len(x), prod(x.shape[1:]))
@@ -226,11 +233,15 @@ def max_pool(node: MaxPool, x: Array) -> Array:
 
 
 def average_pool(node: AveragePool, x: Array) -> Array:
-    """Mean of each window with its padding; integers requantize the exact sum."""
+    """Mean of each window, with its padding or without; integers requantize the exact sum."""
     patches = windows(x, node.kernel, node.stride, node.padding, 0)
-    if node.requantization is None:
-        return np.asarray(patches.mean(axis=(3, 4), dtype=np.float32))
-    return _leave_accumulator(patches.sum(axis=(3, 4), dtype=np.int64), node.requantization)
+    inside = windows(np.ones_like(x[:1, ..., :1]), node.kernel, node.stride, node.padding, node.count_padding)
+    count = inside.astype(np.int64).sum(axis=(3, 4))
+    q = node.requantization
+    if q is None:
+        return np.asarray(patches.sum(axis=(3, 4), dtype=np.float64) / count).astype(np.float32)
+    divisor = 0 if node.count_padding else count - 1
+    return requantize(patches.sum(axis=(3, 4), dtype=np.int64), q.multiplier[divisor], q.shift[divisor], q.dtype)
 
 
 def add(node: Add, a: Array, b: Array) -> Array:
@@ -273,6 +284,7 @@ _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
     Linear: linear,
     Affine: affine,
     Relu: relu,
+    Clip: clip,
     KWTA: kwta,
     MaxPool: max_pool,
     AveragePool: average_pool,

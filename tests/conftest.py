@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hypothesis import settings
 
+import csengine
 from csengine.backends import cpp
 from csengine.resources import default_threads
 
@@ -18,6 +19,7 @@ def pytest_report_header() -> list[str]:
     tiers = ", ".join(f"{name} {'runs' if runs else 'is not here'}" for name, runs in cpp.tiers().items())
     return [
         f"processor: {_processor()}, {os.cpu_count()} logical, {default_threads()} threads by default",
+        f"csengine: {Path(csengine.__file__).parent}",
         f"csengine backends: cpp ({tiers}), numba, reference",
     ]
 

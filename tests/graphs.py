@@ -32,6 +32,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -126,7 +127,7 @@ def assert_matches(graph: Graph, name: str, got: Array, expected: Array) -> None
 
 def _is_dequantized(graph: Graph, node: Node) -> bool:
     """Whether only exact operations lie between a tensor and a dequantization."""
-    while isinstance(node, (Reshape, Relu)):
+    while isinstance(node, (Reshape, Relu, Clip)):
         source = node.inputs[0]
         node = next(node for node in graph.nodes if node.name == source)
     return isinstance(node, Dequantize)
@@ -179,7 +180,7 @@ class _Builder:
 
     def _possible(self, source: str) -> list[Callable[[str], str]]:
         kind = self.types[source]
-        steps: list[Callable[[str], str]] = [self._relu, self._reshape, self._branch, self._branch]
+        steps: list[Callable[[str], str]] = [self._relu, self._clip, self._reshape, self._branch, self._branch]
         if len(kind.shape) == 3:
             steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool]
         else:
@@ -254,6 +255,16 @@ class _Builder:
     def _relu(self, source: str) -> str:
         return self._add(Relu, source)
 
+    def _clip(self, source: str) -> str:
+        """Bounds that cut something off, or none; exact in float32."""
+        peak, kind = self._peak(source), self.types[source]
+        low, high = (self.choices.choice([None, 0.0, peak // 2]) for _ in range(2))
+        low = None if low is None else -low
+        if kind.is_integer:
+            limits = np.iinfo(kind.dtype)
+            low, high = (None if b is None else float(np.clip(b, limits.min, limits.max)) for b in (low, high))
+        return self._add(Clip, source, minimum=low, maximum=high)
+
     def _kwta(self, source: str) -> str:
         kind = self.types[source]
         scope: Any = self.choices.choice(["local", "global"])
@@ -271,8 +282,10 @@ class _Builder:
     def _average_pool(self, source: str) -> str:
         window = self._window(source)
         area = prod(window["kernel"])
-        q = self._requantization(np.array([area * self._peak(source)])) if self.integer else None
-        return self._add(AveragePool, source, **window, requantization=q)
+        counts = self._chance(0.6)
+        divisors = np.array([1.0]) if counts else np.arange(1.0, area + 1) / area
+        q = self._requantization(divisors * area * self._peak(source)) if self.integer else None
+        return self._add(AveragePool, source, **window, requantization=q, count_padding=counts)
 
     def _window(self, source: str) -> dict[str, Any]:
         """Attributes of a pool that fits its input."""

@@ -240,3 +240,46 @@ def test_relu_on_signed_values() -> None:
         "NHWC",
     )
     np.testing.assert_array_equal(Engine(Model(graph)).run(np.array([-3.0, 2.0, -128.0, 127.0])), [0, 2, 0, 127])
+
+
+def test_kernels_can_be_named(path: Path) -> None:
+    engine = Engine.load(path, backend="cpp", kernels={"linear": "linear_dot"})
+    chosen = {row.name: row for row in engine.plan()}["linear"]
+    assert (chosen.kernel, chosen.mode, chosen.measured) == ("linear_dot", "dense", ())
+    x = np.random.default_rng(0).random((2, *engine.input_shape), np.float32)
+    np.testing.assert_array_equal(engine.run(x), Engine.load(path, backend="reference").run(x))
+
+
+def test_impossible_kernels_are_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'conv_tiles' cannot run this layer here; expected one of .*linear_dot"):
+        Engine.load(path, backend="cpp", kernels={"linear": "conv_tiles"})
+    with pytest.raises(ValueError, match=r"kernels are given for nothing; the layers are conv, linear"):
+        Engine.load(path, backend="cpp", kernels={"nothing": "dense"})
+    with pytest.raises(ValueError, match="only 'cpp' has several"):
+        Engine.load(path, backend="numba", kernels={"linear": "dense"})
+
+
+def test_plan_says_what_was_tried(path: Path) -> None:
+    rows = {row.name: row for row in Engine.load(path, backend="cpp").plan()}
+    measured = rows["conv"].measured
+    assert [t.seconds for t in measured] == sorted(t.seconds for t in measured)
+    assert rows["conv"].dense is not None
+    assert rows["conv"].dense.seconds >= measured[0].seconds
+    assert rows["conv"].runner_up == measured[1]
+    assert rows["winners"].measured == ()
+
+
+def test_plans_are_cached(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deep" / "plans.json"
+    first = Engine.load(path, backend="cpp", plan_cache=file).plan()
+    kept = json.loads(file.read_text())
+    assert len(kept) == 2
+    second = Engine.load(path, backend="cpp", plan_cache=file).plan()
+    assert [row.kernel for row in second] == [row.kernel for row in first]
+    assert not any(row.measured for row in second)  # nothing was measured again
+    assert any(row.measured for row in Engine.load(path, backend="cpp", mode="dense", plan_cache=file).plan())
+    for damage in ("", "[1]", "{"):
+        file.write_text(damage)
+        monkeypatch.setenv("CSENGINE_PLAN_CACHE", str(file))
+        assert [row.operation for row in Engine.load(path, backend="cpp").plan()] == [row.operation for row in first]
+        assert len(json.loads(file.read_text())) == 2

@@ -30,6 +30,7 @@ from files import PackedFile, container, small_model
 from graphs import random_graph, random_input
 
 from csengine import reference
+from csengine.backends import cpp
 from csengine.container import Model, load, save
 from csengine.errors import ModelFormatError
 from csengine.graph import AveragePool, Conv2d, Dequantize, Graph, Linear, MaxPool
@@ -186,10 +187,23 @@ def check_model(model: Model) -> bool:
             check_layer(graph, node)
     if not is_small(graph):
         return False
-    for name, values in reference.trace(graph, random_input(graph, 6, 0)).items():
+    x = random_input(graph, 6, 0)
+    traced = reference.trace(graph, x)
+    for name, values in traced.items():
         assert values.dtype == graph.types[name].dtype
         assert values.shape == (6, *graph.types[name].shape)
+    check_kernels(graph, x, traced[graph.output.name])
     return True
+
+
+def check_kernels(graph: Graph, x: np.ndarray, expected: np.ndarray) -> None:
+    """The kernels of every tier that runs here give the same integers. float32 may be beyond any tolerance, or NaN."""
+    for tier in (name for name, runs in cpp.tiers().items() if runs):
+        got = cpp.compile(graph, "auto", 1, tier=tier, measure=False).run(x)
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        if expected.dtype.kind != "f":
+            assert np.array_equal(got, expected), tier
 
 
 def check_layer(graph: Graph, node: Conv2d | Linear) -> None:

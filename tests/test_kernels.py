@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from csengine import reference
+from csengine import _native, reference
 from csengine.backends import cpp
 from csengine.graph import (
     KWTA,
     Add,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -31,6 +34,9 @@ from csengine.packing import pack
 
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
 MODES = ("dense", "sparse-dense", "sparse-sparse")
+LAYER_KERNELS = [
+    name for operation, name, tier, _ in _native.kernel_table() if operation == "layer" and cpp.tiers()[tier]
+]
 
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, activity: float) -> NDArray[Any]:
@@ -56,16 +62,72 @@ def requantization(rng: np.random.Generator, kernels: int, typical: float, dtype
     return Requantization(multiplier, (16 - exponent).astype(np.uint8), dtype, 1.0)  # type: ignore[arg-type]
 
 
-def check(nodes: tuple[Node, ...], x: NDArray[Any]) -> None:
-    """Every tier and mode gives the reference's bits, over memory of any content, and keeps to its own."""
-    graph = Graph(nodes)
-    expected = reference.run(graph, x)
+def programs(graph: Graph) -> Iterator[cpp.CppProgram]:
+    """Every different program for a network: by tier and mode, then by every kernel that can run its layers."""
+    done = []
     for tier, mode in itertools.product(TIERS, MODES):
         program = cpp.compile(graph, mode, 1, tier=tier, measure=False)  # type: ignore[arg-type]
+        if program.choices() not in done:
+            done.append(program.choices())
+            yield program
+    ran = {choice.kernel for choices in done for choice in choices.values()}
+    layers = [node.name for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
+    for kernel, layer in itertools.product(sorted(set(LAYER_KERNELS) - ran), layers):
+        with contextlib.suppress(ValueError):  # it cannot run this layer
+            yield cpp.compile(graph, "auto", 1, measure=False, kernels={layer: kernel})
+
+
+def check(nodes: tuple[Node, ...], x: NDArray[Any]) -> None:
+    """Every tier, mode and kernel gives the reference's bits, over memory of any content, and keeps to its own."""
+    graph = Graph(nodes)
+    expected = reference.run(graph, x)
+    for program in programs(graph):
+        chosen = ", ".join(choice.kernel for choice in program.choices().values())
         for poison in (0x00, 0xFF, 0x81):
             got, guilty = program.audit(x, poison)
-            assert not guilty, (tier, mode)
-            np.testing.assert_array_equal(got, expected[: len(got)], err_msg=f"{tier} {mode}")
+            assert not guilty, chosen
+            assert_agree(graph, got, expected[: len(got)], chosen)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.parametrize("block", [(1, 1), (1, 16), (4, 8), (4, 16)])
+def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
+    """Parts of a layer by rows of results or by kernels, each kernel, samples fewer than threads and more."""
+    rng = np.random.default_rng(threads)
+    layers: list[tuple[Conv2d | Linear, tuple[int, ...]]] = [
+        (conv((3, 3), 8, 40, padding=(1, 1, 1, 1)), (7, 9, 8)),
+        (conv((3, 2), 8, 40, stride=(2, 1), padding=(0, 0, 2, 1)), (9, 8, 8)),
+        (conv((5, 5), 1, 24), (15, 14, 1)),
+        (conv((1, 1), 64, 32), (5, 3, 64)),
+        (conv((3, 3), 1, 8, padding=(1, 1, 1, 1), groups=8), (10, 7, 8)),
+        (Linear(name="linear", inputs=("x",), weight=np.zeros((70, 150), np.int8)), (70,)),
+    ]
+    for layer, shape in layers:
+        weight = values(rng, layer.weight.shape, "int8", 1.0) * block_mask(rng, layer.weight.shape, block, 0.3)
+        q = requantization(rng, layer.kernels, 255 * 80 * np.sqrt(weight.shape[0]), "uint8")
+        is_packed = not isinstance(layer, Conv2d) or layer.groups == 1
+        source = Input(name="x", inputs=(), shape=shape, dtype="uint8", scale=1.0)
+        form = pack(weight, block=block) if is_packed else weight
+        graph = Graph((source, replace(layer, weight=form, requantization=q)))
+        x = values(rng, (threads + 1, *shape), "uint8", 0.5)
+        expected = reference.run(graph, x)
+        for kernel in LAYER_KERNELS:
+            with contextlib.suppress(ValueError):
+                options = {"measure": False, "kernels": {layer.name: kernel}, "split_above": 0.0}
+                program = cpp.compile(graph, "auto", threads, **options)  # type: ignore[arg-type]
+                for batch in (1, threads - 1, threads + 1):
+                    np.testing.assert_array_equal(program.run(x[:batch]), expected[:batch], err_msg=kernel)
+                _, guilty = program.audit(x, 0x81)
+                assert not guilty, kernel
+
+
+def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
+    """The same values; after float32 sums, to 1e-5 of the layer's scale."""
+    has_sums = any(isinstance(node, (Conv2d, Linear)) for node in graph.nodes)
+    if has_sums and expected.dtype == np.float32:
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=0), err_msg=kernels)
+    else:
+        np.testing.assert_array_equal(got, expected, err_msg=kernels)
 
 
 def check_layer(
@@ -99,6 +161,28 @@ def conv(kernel: tuple[int, int], channels: int, kernels: int, **options: Any) -
     return Conv2d(name="conv", inputs=("x",), weight=weight, kernel=kernel, **options)
 
 
+def check_float_layer(
+    rng: np.random.Generator,
+    layer: Conv2d | Linear,
+    shape: tuple[int, ...],
+    *,
+    block: tuple[int, int],
+    density: float,
+    pool: bool = False,
+) -> None:
+    """A float32 layer alone, packed and dense."""
+    weight = rng.standard_normal(layer.weight.shape) * block_mask(rng, layer.weight.shape, block, density)
+    weight = weight.astype(np.float32)
+    bias = rng.standard_normal(layer.kernels).astype(np.float32)
+    x = (rng.standard_normal((2, *shape)) * (rng.random((2, *shape)) < 0.5)).astype(np.float32)
+    source = Input(name="x", inputs=(), shape=shape, dtype="float32", scale=None)
+    for form in (pack(weight, block=block), weight):
+        nodes: list[Node] = [source, replace(layer, weight=form, bias=bias)]
+        if pool:
+            nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
+        check(tuple(nodes), x)
+
+
 @pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 28, 29, 30, 33])
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
 @pytest.mark.parametrize("block", [(4, 16), (4, 8)], ids=["4x16", "4x8"])
@@ -108,29 +192,56 @@ def test_convolution_widths(width: int, pool: bool, block: tuple[int, int]) -> N
     check_layer(rng, conv((2, 3), 8, 24), shape, block=block, density=0.2, pool=pool)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "channels", "stride", "padding"),
-    [
-        ((5, 5), 1, (1, 1), (0, 0, 0, 0)),  # the paper's first layer
-        ((3, 3), 1, (1, 1), (1, 1, 1, 1)),
-        ((7, 7), 3, (2, 2), (3, 3, 3, 3)),  # ResNet's first layer
-        ((3, 3), 3, (2, 2), (0, 0, 1, 1)),  # MobileNet's
-        ((1, 1), 64, (1, 1), (0, 0, 0, 0)),
-        ((1, 1), 64, (2, 2), (0, 0, 0, 0)),
-        ((3, 3), 64, (1, 1), (1, 1, 1, 1)),
-        ((3, 1), 20, (1, 3), (1, 0, 0, 2)),
-        ((1, 4), 5, (1, 2), (0, 1, 0, 0)),
-        ((2, 2), 130, (1, 1), (0, 0, 0, 0)),
-        ((1, 2), 1, (1, 1), (0, 0, 0, 0)),
-        ((3, 3), 70, (1, 1), (1, 0, 2, 1)),
-    ],
-)
+GEOMETRIES = [
+    ((5, 5), 1, (1, 1), (0, 0, 0, 0)),  # the paper's first layer
+    ((3, 3), 1, (1, 1), (1, 1, 1, 1)),
+    ((7, 7), 3, (2, 2), (3, 3, 3, 3)),  # ResNet's first layer
+    ((3, 3), 3, (2, 2), (0, 0, 1, 1)),  # MobileNet's
+    ((1, 1), 64, (1, 1), (0, 0, 0, 0)),
+    ((1, 1), 64, (2, 2), (0, 0, 0, 0)),
+    ((3, 3), 64, (1, 1), (1, 1, 1, 1)),
+    ((3, 1), 20, (1, 3), (1, 0, 0, 2)),
+    ((1, 4), 5, (1, 2), (0, 1, 0, 0)),
+    ((2, 2), 130, (1, 1), (0, 0, 0, 0)),
+    ((1, 2), 1, (1, 1), (0, 0, 0, 0)),
+    ((3, 3), 70, (1, 1), (1, 0, 2, 1)),
+]
+"""Window, channels, stride, padding."""
+
+
+@pytest.mark.parametrize(("kernel", "channels", "stride", "padding"), GEOMETRIES)
 def test_convolution_geometries(
     kernel: tuple[int, int], channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
 ) -> None:
     rng = np.random.default_rng(channels)
     layer = conv(kernel, channels, 17, stride=stride, padding=padding)
     check_layer(rng, layer, (9, 11, channels), block=(4, 16), density=0.3)
+
+
+@pytest.mark.parametrize(("kernel", "channels", "stride", "padding"), GEOMETRIES)
+def test_float_convolution_geometries(
+    kernel: tuple[int, int], channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    layer = conv(kernel, channels, 17, stride=stride, padding=padding)
+    check_float_layer(np.random.default_rng(channels), layer, (9, 11, channels), block=(1, 8), density=0.3)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("padding", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (1, 1, 1, 1)])
+def test_windows_beside_a_single_position(stride: tuple[int, int], padding: tuple[int, int, int, int]) -> None:
+    """They read padding only: such a layer looks like a linear one and is none."""
+    layer, rng = conv((1, 1), 8, 17, stride=stride, padding=padding), np.random.default_rng(1)
+    check_layer(rng, layer, (1, 1, 8), block=(4, 16), density=0.5)
+    check_float_layer(rng, layer, (1, 1, 8), block=(1, 8), density=0.5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 6, 7, 11, 12, 13, 14, 15, 27, 28, 29, 30, 57])
+@pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
+def test_float_convolution_widths(width: int, pool: bool) -> None:
+    layer = conv((2, 3), 3, 19)
+    check_float_layer(
+        np.random.default_rng(width), layer, (5, width + 2 + pool, 3), block=(1, 8), density=0.3, pool=pool
+    )
 
 
 @pytest.mark.parametrize("kernels", [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64])
@@ -150,6 +261,22 @@ def test_linear_kernel_counts(kernels: int) -> None:
     layer = Linear(name="linear", inputs=("x",), weight=np.zeros((70, kernels), np.int8))
     for block in ((1, 1), (1, 16), (4, 16)):
         check_layer(np.random.default_rng(kernels), layer, (70,), block=block, density=0.2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 15, 16, 17, 63, 64, 65, 130])
+@pytest.mark.parametrize("block", [(1, 1), (1, 8), (4, 8), (1, 16), (4, 16), (4, 32), (2, 8)])
+def test_float_linear_rows(rows: int, block: tuple[int, int]) -> None:
+    layer = Linear(name="linear", inputs=("x",), weight=np.zeros((rows, 33), np.int8))
+    check_float_layer(np.random.default_rng(rows), layer, (rows,), block=block, density=0.3)
+
+
+@pytest.mark.parametrize("kernels", [1, 7, 8, 9, 63, 64, 65, 129, 287, 288, 289, 600])
+def test_wide_linear_layers(kernels: int) -> None:
+    """Kernels in one chunk of registers and in several."""
+    layer = Linear(name="linear", inputs=("x",), weight=np.zeros((21, kernels), np.int8))
+    rng = np.random.default_rng(kernels)
+    check_float_layer(rng, layer, (21,), block=(1, 8), density=0.3)
+    check_layer(rng, layer, (21,), block=(1, 8), density=0.3)
 
 
 @pytest.mark.parametrize("set_size", [1, 2, 25, 26, 27, 52, 53, 255])
@@ -189,6 +316,51 @@ def test_k_winners(channels: int, dtype: str, scope: str) -> None:
             check((source, KWTA(name="k", inputs=("x",), k=k, scope=scope)), x)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 65, 1500])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_k_winners_by_rank(channels: int, dtype: Any, scope: Any) -> None:
+    """float32 values over many magnitudes, with ties, zeros of both signs; 8-bit ones ranked by factors."""
+    rng = np.random.default_rng(channels)
+    shape = (3, 2, channels)
+    size = channels if scope == "local" else 6 * channels
+    if dtype == "float32":
+        several = (rng.standard_normal((3, *shape)) * 2.0 ** rng.integers(-120, 120, (3, *shape))).astype(np.float32)
+        inputs = [several, rng.choice([-1.5, -0.0, 0.0, 2.0], (3, *shape)).astype(np.float32), -np.abs(several)]
+    else:
+        several = values(rng, (3, *shape), dtype, 0.8)
+        inputs = [several, (several // 64).astype(dtype)]
+    few, many = rng.choice([0.5, 1.0, 2.0], size), rng.uniform(0.25, 4.0, size)
+    factors = [few.astype(np.float32), many.astype(np.float32)] + ([None] if dtype == "float32" else [])
+    scale = None if dtype == "float32" else 1.0
+    source = Input(name="x", inputs=(), shape=shape, dtype=dtype, scale=scale)
+    for k in sorted({1, 2, size // 10 + 1, size - 1, size} - {0}):
+        for x, factor in itertools.product(inputs, factors):
+            check((source, KWTA(name="k", inputs=("x",), k=k, scope=scope, factor=factor)), x)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+def test_k_winners_of_many(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    scale = None if dtype == "float32" else 1.0
+    source = Input(name="x", inputs=(), shape=(65536,), dtype=dtype, scale=scale)
+    x = rng.standard_normal((2, 65536)).astype(np.float32) if scale is None else values(rng, (2, 65536), dtype, 0.8)
+    for k in (1, 6553, 65535):
+        check((source, KWTA(name="k", inputs=("x",), k=k, scope="global")), x)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17, 31, 33, 100])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_input_quantization(size: int, dtype: Any) -> None:
+    """Halves, which round to even, values far outside the range, and zeros of both signs."""
+    rng = np.random.default_rng(size)
+    source = Input(name="x", inputs=(), shape=(size,), dtype=dtype, scale=0.25)
+    x = rng.choice([0.0, -0.0, 0.125, 0.375, -0.125, 31.875, 63.75, -32.0, 1e30, -1e30, 3e38], (40, size))
+    x[20:] += rng.uniform(-70, 70, (20, size))
+    for batch in (x[:5], x[-5:]):
+        check((source,), batch.astype(np.float32))
+
+
 EDGES = (1, 2, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Numbers of channels around the widths of vectors."""
 
@@ -219,6 +391,30 @@ def test_ends_of_vectors_reach_the_vector_kernels() -> None:
         "mean": ("pool_vector", "avx512"),
         "add": ("add_vector", "avx512"),
     }
+
+
+@pytest.mark.parametrize(("tier", "lanes"), [("avx2", 8), ("avx512", 16)])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+def test_layers_reach_the_kernels_of_their_tier(tier: str, lanes: int, dtype: Any) -> None:
+    if tier not in TIERS:
+        pytest.skip(f"this processor does not run {tier}")
+    rng = np.random.default_rng(0)
+    weight_type, scale = (np.float32, None) if dtype == "float32" else (np.int8, 1.0)
+    dense = rng.integers(-3, 4, (72, 32)).astype(weight_type)
+    for weight, kind in ((dense, ""), (pack(dense, block=(4, lanes)), "_packed")):
+        for mode in MODES:
+            source = Input(name="x", inputs=(), shape=(6, 6, 8), dtype=dtype, scale=scale)
+            layer = Conv2d(name="y", inputs=("x",), weight=weight, kernel=(3, 3))
+            choice = cpp.compile(Graph((source, layer)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
+            form = kind if mode == "sparse-dense" else ""
+            if mode != "sparse-sparse":
+                assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}", tier)
+            source = Input(name="x", inputs=(), shape=(72,), dtype=dtype, scale=scale)
+            linear = Linear(name="y", inputs=("x",), weight=weight)
+            choice = cpp.compile(Graph((source, linear)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
+            form = "" if mode == "dense" else kind
+            selects = "_select" if mode == "sparse-sparse" else ""
+            assert (choice.kernel, choice.tier) == (f"linear{form}_lanes{lanes}{selects}", tier)
 
 
 @pytest.mark.parametrize("channels", EDGES)
@@ -268,11 +464,20 @@ def test_pools(channels: int, dtype: str) -> None:
     for window in windows:
         check((integers("x", shape, dtype), MaxPool(name="y", inputs=("x",), **window)), x)
         area = window["kernel"][0] * window["kernel"][1]
-        for to in ("uint8", "int8"):
-            scaling = requantization(rng, 1, 60.0 * area, to)
-            check(
-                (integers("x", shape, dtype), AveragePool(name="y", inputs=("x",), requantization=scaling, **window)), x
-            )
+        for to, counts in itertools.product(("uint8", "int8"), (True, False)):
+            scaling = requantization(rng, 1 if counts else area, 60.0 * area, to)
+            mean = AveragePool(name="y", inputs=("x",), requantization=scaling, count_padding=counts, **window)
+            check((integers("x", shape, dtype), mean), x)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 63, 64, 65, 130])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_clips(size: int, dtype: str) -> None:
+    rng = np.random.default_rng(size)
+    x = values(rng, (3, size), dtype, 0.9)
+    limits = np.iinfo(dtype)
+    for low, high in ((None, 6.0), (3.0, None), (float(limits.min), float(limits.max)), (2.0, 2.0), (-0.0, 100.0)):
+        check((integers("x", (size,), dtype), Clip(name="y", inputs=("x",), minimum=low, maximum=high)), x)
 
 
 @pytest.mark.parametrize("channels", EDGES[1:])

@@ -20,13 +20,13 @@ import pytest
 from graphs import random_graph
 
 from csengine import BackendUnavailableError, container, reference
-from csengine.cli import main
+from csengine.cli import energy, main
 from csengine.cli.contest import Contest, Entry, PeerError, Worker
 from csengine.cli.output import Progress
 from csengine.container import Model
 from csengine.convert import convert
 from csengine.errors import QuantizationError
-from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, MaxPool, Relu, Reshape
+from csengine.graph import KWTA, AveragePool, Clip, Conv2d, Graph, Input, Linear, MaxPool, Relu, Reshape
 from csengine.peers import catalogue, functions
 
 REAL_PLACE = catalogue.directory()
@@ -46,7 +46,16 @@ def network(winners: bool = True, layout: Any = "NCHW") -> Model:
         MaxPool(name="pool", inputs=("conv",), kernel=(2, 2), stride=(2, 2)),
         Relu(name="relu", inputs=("pool",)),
         KWTA(name="winners", inputs=("relu",), k=4, scope="local"),
-        Reshape(name="flatten", inputs=("winners",), shape=(256,)),
+        AveragePool(
+            name="mean",
+            inputs=("winners",),
+            kernel=(3, 3),
+            stride=(1, 1),
+            padding=(1, 1, 1, 1),
+            count_padding=False,
+        ),
+        Clip(name="clip", inputs=("mean",), minimum=0.05),
+        Reshape(name="flatten", inputs=("clip",), shape=(256,)),
         Linear(name="hidden", inputs=("flatten",), weight=matrix(256, 70, 0.1), bias=matrix(1, 70, 1.0)[0]),
         Relu(name="relu2", inputs=("hidden",)),
         KWTA(name="winners2", inputs=("relu2",), k=9, scope="global"),
@@ -165,6 +174,28 @@ def test_workers_are_pinned_and_talk_only_json(environments: Callable[..., None]
     assert not worker.is_alive
 
 
+def test_energy_is_read_where_there_are_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    assert energy.counters() == ()
+    assert "not measured" in energy.describe()
+    for number, name in enumerate(("package-0", "core", "package-1")):
+        domain = tmp_path / f"intel-rapl:{number}"
+        domain.mkdir()
+        for file, text in (("name", name), ("energy_uj", "900"), ("max_energy_range_uj", "1000")):
+            (domain / file).write_text(f"{text}\n")
+    (tmp_path / "intel-rapl:3").mkdir()  # one that may not be read
+    first, second = energy.counters()
+    assert "RAPL" in energy.describe()
+
+    def work() -> None:
+        first.file.write_text("950")
+        second.file.write_text("100")  # it wrapped
+
+    assert energy.joules((first, second), work) == pytest.approx((50 + 200) / 1e6)
+    (outcome,) = hold(Entry("csengine", "reference/auto", "layer", layer(), batch(layer(), 1), 1))
+    assert outcome.joules == 0  # these counters stand still
+
+
 # --- what peers are given --------------------------------------------------------------------------------------------
 
 
@@ -180,7 +211,7 @@ def test_the_real_function_is_near_the_integers(winners: bool) -> None:
     model = network(winners)
     x = batch(model, 5)
     exact, real = (functions.expected(model.graph, x, exact=exact) for exact in (True, False))
-    assert functions.relative_error(real, exact) < (0.2 if winners else 0.03)
+    assert functions.relative_error(real, exact) < (0.2 if winners else 0.05)
     assert not any(kind.is_integer for kind in functions.real(model.graph).types.values())
     assert functions.has_winners(model.graph) == winners
 
@@ -254,7 +285,7 @@ def test_bench_against_a_peer_that_is_not_installed(
     container.save(layer(), tmp_path / "layer.safetensors")
     assert main(["bench", str(tmp_path / "layer.safetensors"), "--against", "openvino"]) == 2
     assert "openvino has no environment" in (error := capsys.readouterr().err)
-    assert "make bench-peers" in error
+    assert "make peers PEERS=openvino" in error
     with pytest.raises(SystemExit):
         main(["bench", "m", "--against", "tensorrt"])
 
@@ -266,18 +297,29 @@ def test_the_suites_run_and_their_report_is_drawn(tmp_path: Path, monkeypatch: p
     mpl = pytest.importorskip("matplotlib")
     mpl.use("agg")
     monkeypatch.syspath_prepend(str(BENCH))
-    against_peers, comparison = importlib.import_module("against_peers"), importlib.import_module("comparison")
+    against_peers, report = importlib.import_module("against_peers"), importlib.import_module("report")
     peers = catalogue.installed()[:1]
     command = ["--quick", "--output", str(tmp_path), "--checkpoints", str(tmp_path), "--peers", " ".join(peers)]
     assert against_peers.main(command) == 0
     for suite in against_peers.SUITES:
-        report = json.loads((tmp_path / f"peers-{suite}.json").read_text())
-        assert [row["failure"] for contest in report["contests"] for row in contest["rows"] if row["failure"]] == []
-        assert report["machine"]["cpu"]
-        assert report["peers"][0]["peer"] == "csengine"
-    tables = comparison.sections(tmp_path, tmp_path)
-    assert {f"peers-{suite}" for suite in against_peers.SUITES} <= set(tables)
-    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("peers", "linear", "convolutions"))
+        results = json.loads((tmp_path / f"peers-{suite}.json").read_text())
+        assert [row["failure"] for contest in results["contests"] for row in contest["rows"] if row["failure"]] == []
+        assert results["machine"]["cpu"]
+        assert results["peers"][0]["peer"] == "csengine"
+    sections = report.sections(tmp_path, tmp_path)
+    assert {"main", *(f"peers-{suite}" for suite in against_peers.SUITES)} <= set(sections)
+    pictures = ("peers", "batches", "linear", "convolutions")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in pictures)
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- begin main -->\nold\n<!-- end main -->\nafter\n")
+    monkeypatch.setattr(report, "IMAGES", page.parent / "images")
+    report.insert(page, sections)
+    text = page.read_text()
+    assert "old" not in text
+    assert "](images/peers.png)" in text
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end main -->\nafter\n")
 
 
 # --- peers that are installed ----------------------------------------------------------------------------------------

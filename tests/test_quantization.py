@@ -219,6 +219,14 @@ def test_weights_use_the_whole_range_of_each_channel() -> None:
 # --- types and scales ------------------------------------------------------------------------------------------------
 
 
+def test_an_affine_of_an_image_that_cannot_be_folded_becomes_a_convolution_per_channel() -> None:
+    graph, errors = quantized(IMAGE, affine("a", "x", 3), relu("r", "a"), conv2d("c", "r", 3, 5))
+    layer = of(graph, "a")
+    assert isinstance(layer, Conv2d)
+    assert (layer.groups, layer.kernel, graph.types["a"].dtype) == (3, (1, 1), "uint8")
+    assert errors["a"].relative_error < 0.02
+
+
 def test_a_relu_becomes_the_clamp_of_an_unsigned_result() -> None:
     graph, _ = quantized(IMAGE, conv2d("c", "x", 3, 5), relu("r", "c"), conv2d("d", "r", 5, 4))
     assert [type(node) for node in graph.nodes] == [Input, Conv2d, Conv2d, Dequantize]

@@ -24,6 +24,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -93,6 +94,9 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
             return y.permute(0, 2, 3, 1)
         case AveragePool():
             y = functional.avg_pool2d(torch_pad(x, node.padding, 0.0), node.kernel, node.stride)
+            if not node.count_padding:
+                inside = torch_pad(torch.ones_like(x), node.padding, 0.0)
+                y = y / functional.avg_pool2d(inside, node.kernel, node.stride)
             return y.permute(0, 2, 3, 1)
         case KWTA():
             return torch_kwta(node, x)
@@ -100,6 +104,8 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
             return x * torch.from_numpy(node.scale).to(dtype) + torch.from_numpy(node.shift).to(dtype)
         case Relu():
             return functional.relu(x)
+        case Clip():
+            return x if node.minimum == node.maximum is None else torch.clamp(x, node.minimum, node.maximum)
         case Add():
             return operands[0] + operands[1]
         case Concat():

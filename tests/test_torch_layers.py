@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from csengine.masks import matrix_from_weight, weight_from_matrix  # noqa: E402
 from csengine.torch import (  # noqa: E402
     ComplementaryMask,
     KWinners,
@@ -22,7 +23,6 @@ from csengine.torch import (  # noqa: E402
     mask_of,
     random_mask,
 )
-from csengine.torch.masks import matrix_from_weight, weight_from_matrix  # noqa: E402
 
 
 def winners_by_definition(values: np.ndarray, ranking: np.ndarray, k: int) -> np.ndarray:

@@ -111,17 +111,11 @@ class WayOut {
         return requantize16(largest<CORNERS>(corner, kernel), _mm512_load_ps(scale_.data() + kernel));
     }
 
-    // 64 results are narrowed together: packing works within quarters of a register, a permutation puts them in order.
     template <int CORNERS, DType kOut>
     CS_AMX void write64(const std::byte* const* corner, int kernel, std::byte* to) const {
-        const __m512i low_s16x32 =
-            _mm512_packs_epi32(result<CORNERS>(corner, kernel), result<CORNERS>(corner, kernel + 16));
-        const __m512i high_s16x32 =
-            _mm512_packs_epi32(result<CORNERS>(corner, kernel + 32), result<CORNERS>(corner, kernel + 48));
-        const __m512i packed_x8x64 = kOut == DType::u8 ? _mm512_packus_epi16(low_s16x32, high_s16x32)
-                                                       : _mm512_packs_epi16(low_s16x32, high_s16x32);
-        const __m512i order_s32x16 = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-        _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order_s32x16, packed_x8x64));
+        const __m512i result_s32x16[4] = {result<CORNERS>(corner, kernel), result<CORNERS>(corner, kernel + 16),
+                                          result<CORNERS>(corner, kernel + 32), result<CORNERS>(corner, kernel + 48)};
+        _mm512_storeu_si512(to, narrow64(result_s32x16, kOut == DType::u8));
     }
 
     template <int CORNERS, DType kOut>

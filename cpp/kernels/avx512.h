@@ -7,7 +7,16 @@
 
 namespace cs::avx512 {
 
+std::unique_ptr<Step> input(const InputSpec&);
+std::unique_ptr<Step> conv_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
+std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> kwta(const KwtaSpec&);
 std::unique_ptr<Step> relu(const ReluSpec&);
+std::unique_ptr<Step> clip(const ClipSpec&);
 std::unique_ptr<Step> affine(const AffineSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);

@@ -1,4 +1,5 @@
-// The avx512vnni tier: AVX-512 F, DQ, CD, BW, VL with VBMI, VBMI2, VNNI, BITALG and VPOPCNTDQ (Ice Lake and later).
+// The avx512vnni tier: AVX-512 F, DQ, CD, BW, VL with VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ and GFNI (Ice Lake and
+// later).
 #pragma once
 
 #include <memory>
@@ -7,7 +8,6 @@
 
 namespace cs::avx512vnni {
 
-std::unique_ptr<Step> input(const InputSpec&);
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
 std::unique_ptr<Step> depthwise(const LayerSpec&);

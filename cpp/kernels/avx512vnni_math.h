@@ -9,4 +9,4 @@
 #define CS_AVX512VNNI                                                                           \
     __attribute__((                                                                             \
         target("avx512f,avx512dq,avx512cd,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni," \
-               "avx512bitalg,avx512vpopcntdq,bmi,bmi2,popcnt,lzcnt,fma")))
+               "avx512bitalg,avx512vpopcntdq,gfni,bmi,bmi2,popcnt,lzcnt,fma")))

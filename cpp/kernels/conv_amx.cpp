@@ -22,6 +22,9 @@ namespace {
 constexpr int kMaxGroup = 6;  // tiles of positions whose sums are in registers: tile i is i, then inputs, weights
 constexpr int kInput = 6, kWeight = 7;
 
+constexpr int64_t kSumsBytes = 32 * 1024;
+constexpr size_t kLargeWeights = 128 * 1024;
+
 // What the inner loop needs, plain.
 struct Block {
     std::array<const std::byte*, kMaxGroup> input;  // first window of each tile of positions
@@ -182,7 +185,10 @@ class Conv final : public Step {
                 for (int row = 0; row < rows; ++row) places_.push_back({y + row, x});
             }
         }
-        const size_t units = places_.size() / rows, most = kMaxGroup / rows;
+        // The sums of a group should stay in the first-level cache, unless the weights, which every group reads once,
+        // are larger than that themselves.
+        const int64_t fitting = tiles_.weight.size() < kLargeWeights ? kSumsBytes / tile_bytes() : kMaxGroup;
+        const size_t units = places_.size() / rows, most = std::clamp<int64_t>(fitting, rows, kMaxGroup) / rows;
         const size_t groups = (units + most - 1) / most;
         group_ = (units + groups - 1) / groups * rows;
     }

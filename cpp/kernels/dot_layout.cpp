@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 
 namespace cs {
 namespace {
@@ -52,13 +53,13 @@ DotBlocks dot_blocks(const LayerSpec& s, int lanes, bool all) {
 
 AlignedVector<int32_t> padded_bias(const LayerSpec& s) {
     AlignedVector<int32_t> bias(round_up(s.kernels, 16));
-    if (s.bias) std::copy_n(static_cast<const int32_t*>(s.bias), s.kernels, bias.begin());
+    if (s.bias) std::memcpy(bias.data(), s.bias, sizeof(int32_t) * s.kernels);
     return bias;
 }
 
 AlignedVector<float> padded_scale(const LayerSpec& s) {
     const Requantization& r = s.requantization;
-    AlignedVector<float> scale(r.empty() ? 0 : round_up(s.kernels, 16));
+    AlignedVector<float> scale(r.empty() ? 0 : round_up(s.kernels, 16) + 8);
     for (size_t o = 0; o < r.multiplier.size(); ++o) {
         scale[o] = std::ldexp(static_cast<float>(r.multiplier[o]), -r.shift[o]);
     }

@@ -27,10 +27,12 @@ struct DotBlocks {
 // all: list every quad, as a dense layer does. Needs groups == 1 and int8 weights.
 DotBlocks dot_blocks(const LayerSpec& spec, int lanes, bool all);
 
-// The bias of each kernel, zeros without one and up to a multiple of 16 kernels: vectors may be read whole.
+// The bias of each kernel (of float32 layers its bits), zeros without one and up to a multiple of 16 kernels: vectors
+// may be read whole.
 AlignedVector<int32_t> padded_bias(const LayerSpec& spec);
 
-// M / 2**s of each kernel, padded likewise; empty without a requantization.
+// M / 2**s of each kernel, padded likewise and by eight more: vectors of 16 may begin at any eight. Empty without a
+// requantization.
 AlignedVector<float> padded_scale(const LayerSpec& spec);
 
 // Whether requantizing in float32, rounding down, is exact for every accumulator that the layer can reach: it is exact

@@ -1,4 +1,4 @@
-// What works element by element, avx512 tier: ReLU, affine, addition, concatenation, dequantization.
+// What works element by element, avx512 tier: ReLU, clip, affine, addition, concatenation, dequantization.
 //
 // Why it is fast: every one is bound by its loads and stores once the arithmetic is a few instructions per vector.
 // An addition multiplies 16-bit pairs (a, b) by (Ma, Mb) with VPMADDWD, which takes signed 16 bits: each multiplier is
@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "arithmetic.h"
 #include "avx512.h"
@@ -50,6 +51,54 @@ class Relu final : public Step {
 
   private:
     Tensor tensor_;
+};
+
+// A bound in every lane, or the end of the type's range where there is none.
+template <DType kType, class T>
+CS_AVX512 __m512i everywhere(float bound) {
+    using Limits = std::numeric_limits<T>;
+    const T value = std::isinf(bound) ? (bound < 0 ? Limits::lowest() : Limits::max()) : static_cast<T>(bound);
+    if constexpr (kType == DType::f32) return _mm512_castps_si512(_mm512_set1_ps(value));
+    if constexpr (kType == DType::s32) return _mm512_set1_epi32(value);
+    return _mm512_set1_epi8(static_cast<char>(value));
+}
+
+template <DType kType>
+CS_AVX512 inline __m512i clamp(__m512i x, __m512i low, __m512i high) {
+    if constexpr (kType == DType::u8) return _mm512_min_epu8(_mm512_max_epu8(x, low), high);
+    if constexpr (kType == DType::s8) return _mm512_min_epi8(_mm512_max_epi8(x, low), high);
+    if constexpr (kType == DType::s32) return _mm512_min_epi32(_mm512_max_epi32(x, low), high);
+    const __m512 raised_f32x16 = _mm512_max_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(low));
+    return _mm512_castps_si512(_mm512_min_ps(raised_f32x16, _mm512_castsi512_ps(high)));
+}
+
+class Clip final : public Step {
+  public:
+    explicit Clip(const ClipSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const auto* x = sample<std::byte>(call.inputs[0], spec_.tensor, n);
+            auto* out = sample<std::byte>(call.output, spec_.tensor, n);
+            if (spec_.tensor.dtype == DType::u8) clip<DType::u8, uint8_t>(x, out);
+            if (spec_.tensor.dtype == DType::s8) clip<DType::s8, int8_t>(x, out);
+            if (spec_.tensor.dtype == DType::s32) clip<DType::s32, int32_t>(x, out);
+            if (spec_.tensor.dtype == DType::f32) clip<DType::f32, float>(x, out);
+        }
+    }
+
+  private:
+    template <DType kType, class T>
+    CS_AVX512 void clip(const std::byte* x, std::byte* out) const {
+        const __m512i low = everywhere<kType, T>(spec_.low), high = everywhere<kType, T>(spec_.high);
+        const auto bytes = static_cast<int64_t>(spec_.tensor.bytes());
+        for (int64_t at = 0; at < bytes; at += 64) {
+            const __mmask64 mask = first64(bytes - at);
+            _mm512_mask_storeu_epi8(out + at, mask, clamp<kType>(_mm512_maskz_loadu_epi8(mask, x + at), low, high));
+        }
+    }
+
+    ClipSpec spec_;
 };
 
 class Affine final : public Step {
@@ -255,6 +304,7 @@ class Dequantize final : public Step {
 
 std::unique_ptr<Step> relu(const ReluSpec& spec) { return std::make_unique<Relu>(spec); }
 
+std::unique_ptr<Step> clip(const ClipSpec& spec) { return std::make_unique<Clip>(spec); }
 std::unique_ptr<Step> affine(const AffineSpec& spec) { return std::make_unique<Affine>(spec); }
 
 std::unique_ptr<Step> add(const AddSpec& spec) {

@@ -156,6 +156,18 @@ std::unique_ptr<Step> relu(const ReluSpec& spec) {
     });
 }
 
+std::unique_ptr<Step> clip(const ClipSpec& spec) {
+    return with_type(spec.tensor.dtype, [&](auto type) {
+        using T = decltype(type);
+        using Limits = std::numeric_limits<T>;
+        const T low = std::isinf(spec.low) ? Limits::lowest() : static_cast<T>(spec.low);
+        const T high = std::isinf(spec.high) ? Limits::max() : static_cast<T>(spec.high);
+        return map<T, T>(spec.tensor, spec.tensor, [size = spec.tensor.size(), low, high](const T* x, T* out) {
+            for (int64_t i = 0; i < size; ++i) out[i] = std::min(std::max(x[i], low), high);
+        });
+    });
+}
+
 std::unique_ptr<Step> affine(const AffineSpec& spec) {
     return map<float, float>(spec.tensor, spec.tensor, [spec](const float* x, float* out) {
         const int channels = spec.tensor.channels;

@@ -69,9 +69,10 @@ struct LayerSpec {
     Requantization requantization;
 };
 
-// Whether a layer is one vector of inputs to one vector of outputs.
+// Whether a layer is one vector of inputs to one vector of outputs (with padding, its window may lie beside the input).
 inline bool is_linear(const LayerSpec& s) {
-    return s.groups == 1 && s.rows == s.input.size() && s.input.positions() == 1 && s.conv_height * s.conv_width == 1;
+    return s.groups == 1 && s.rows == s.input.size() && s.input.positions() == 1 && s.conv_height * s.conv_width == 1 &&
+           s.window.pad_top == 0 && s.window.pad_left == 0;
 }
 
 // The caller's array: float32, which an integer network quantizes, or the network's own type.
@@ -91,6 +92,11 @@ struct ReluSpec {
     Tensor tensor;
 };
 
+struct ClipSpec {
+    Tensor tensor;
+    float low, high;  // infinite for no bound
+};
+
 struct AffineSpec {
     Tensor tensor;
     std::vector<float> scale, shift;
@@ -100,7 +106,9 @@ struct PoolSpec {
     Tensor input, output;
     Window window;
     bool average;
-    Requantization requantization;  // of an integer average
+    bool count_padding;  // whether a mean divides by the whole window, or by what lies on the image
+    Requantization
+        requantization;  // of an integer average: one pair, or one for every number of elements it divides by
 };
 
 struct AddSpec {

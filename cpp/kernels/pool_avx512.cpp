@@ -20,6 +20,8 @@ struct Patch {
     const std::byte* first;
     int64_t line_bytes, pixel_bytes;
     int rows, columns;
+
+    int area() const { return rows * columns; }
 };
 
 template <DType kType>
@@ -89,9 +91,10 @@ CS_AVX512 void mean_floats(const Patch& p, int area, float* out) {
 class Pool final : public Step {
   public:
     explicit Pool(const PoolSpec& spec) : spec_(spec) {
-        if (spec.requantization.empty()) return;
-        const int multiplier = spec.requantization.multiplier[0], shift = spec.requantization.shift[0];
-        scale_ = std::ldexp(static_cast<float>(multiplier), -shift);
+        for (size_t i = 0; i < spec.requantization.multiplier.size(); ++i) {
+            const auto multiplier = static_cast<float>(spec.requantization.multiplier[i]);
+            scale_.push_back(std::ldexp(multiplier, -spec.requantization.shift[i]));
+        }
     }
 
     void run(const Call& call) const noexcept override {
@@ -118,32 +121,43 @@ class Pool final : public Step {
     }
 
     void reduce(const Patch& p, std::byte* out) const {
-        const bool to_unsigned = spec_.output.dtype == DType::u8;
         switch (spec_.input.dtype) {
             case DType::u8:
-                return spec_.average ? mean_integers<DType::u8>(p, scale_, to_unsigned, out)
-                                     : maximum<DType::u8>(p, out);
+                return spec_.average ? mean<DType::u8>(p, out) : maximum<DType::u8>(p, out);
             case DType::s8:
-                return spec_.average ? mean_integers<DType::s8>(p, scale_, to_unsigned, out)
-                                     : maximum<DType::s8>(p, out);
+                return spec_.average ? mean<DType::s8>(p, out) : maximum<DType::s8>(p, out);
             case DType::s32:
                 return maximum<DType::s32>(p, out);
             case DType::f32:
-                if (!spec_.average) return maximum<DType::f32>(p, out);
-                return mean_floats(p, spec_.window.kernel_h * spec_.window.kernel_w, reinterpret_cast<float*>(out));
+                return spec_.average ? mean<DType::f32>(p, out) : maximum<DType::f32>(p, out);
+        }
+    }
+
+    template <DType kType>
+    void mean(const Patch& p, std::byte* out) const {
+        if constexpr (kType == DType::f32) {
+            const int area = spec_.count_padding ? spec_.window.kernel_h * spec_.window.kernel_w : p.area();
+            mean_floats(p, area, reinterpret_cast<float*>(out));
+        } else {
+            const float scale = scale_[spec_.count_padding ? 0 : p.area() - 1];
+            mean_integers<kType>(p, scale, spec_.output.dtype == DType::u8, out);
         }
     }
 
     PoolSpec spec_;
-    float scale_ = 0;
+    std::vector<float> scale_;  // of the sum, one for every number of elements it divides by
 };
 
 // Sums must be exact in float32 and their results must fit 32 bits.
 bool requantizes_exactly(const PoolSpec& spec) {
     if (!spec.average || spec.input.dtype == DType::f32) return true;
     const int64_t largest = int64_t{255} * spec.window.kernel_h * spec.window.kernel_w;
-    const double scale = std::ldexp(spec.requantization.multiplier[0], -spec.requantization.shift[0]);
-    return element_bytes(spec.input.dtype) == 1 && largest < (1 << 24) && static_cast<double>(largest) * scale < 1e9;
+    if (element_bytes(spec.input.dtype) != 1 || largest >= (1 << 24)) return false;
+    for (size_t i = 0; i < spec.requantization.multiplier.size(); ++i) {
+        const double scale = std::ldexp(spec.requantization.multiplier[i], -spec.requantization.shift[i]);
+        if (static_cast<double>(largest) * scale >= 1e9) return false;
+    }
+    return true;
 }
 
 }  // namespace

@@ -24,15 +24,15 @@ class Pool final : public Step {
             Out* out = sample<Out>(call.output, spec_.output, n);
             for (int y = 0; y < spec_.output.height; ++y) {
                 for (int x = 0; x < spec_.output.width; ++x, out += spec_.output.channels) {
-                    reduce(image, y, x, acc);
-                    finish(acc, out);
+                    finish(acc, reduce(image, y, x, acc), out);
                 }
             }
         }
     }
 
   private:
-    void reduce(const X* image, int y, int x, Acc* acc) const {
+    // The number of elements of a window that lie on the image.
+    int reduce(const X* image, int y, int x, Acc* acc) const {
         const Tensor& in = spec_.input;
         const Window& w = spec_.window;
         const int top = y * w.stride_h - w.pad_top, left = x * w.stride_w - w.pad_left;
@@ -40,8 +40,9 @@ class Pool final : public Step {
                            : std::is_floating_point_v<X> ? static_cast<Acc>(-std::numeric_limits<X>::infinity())
                                                          : static_cast<Acc>(std::numeric_limits<X>::lowest());
         std::fill(acc, acc + in.channels, lowest);
-        for (int row = std::max(0, top); row < std::min(in.height, top + w.kernel_h); ++row) {
-            for (int column = std::max(0, left); column < std::min(in.width, left + w.kernel_w); ++column) {
+        const int bottom = std::min(in.height, top + w.kernel_h), right = std::min(in.width, left + w.kernel_w);
+        for (int row = std::max(0, top); row < bottom; ++row) {
+            for (int column = std::max(0, left); column < right; ++column) {
                 const X* pixel = image + (int64_t{row} * in.width + column) * in.channels;
                 for (int c = 0; c < in.channels; ++c) {
                     acc[c] =
@@ -49,17 +50,20 @@ class Pool final : public Step {
                 }
             }
         }
+        return (bottom - std::max(0, top)) * (right - std::max(0, left));
     }
 
-    void finish(const Acc* acc, Out* out) const {
-        const int area = spec_.window.kernel_h * spec_.window.kernel_w;
+    void finish(const Acc* acc, int inside, Out* out) const {
+        const int area = spec_.count_padding ? spec_.window.kernel_h * spec_.window.kernel_w : inside;
+        [[maybe_unused]] const int pair = spec_.count_padding ? 0 : inside - 1;
         for (int c = 0; c < spec_.output.channels; ++c) {
             if constexpr (!kAverage) {
                 out[c] = acc[c];
             } else if constexpr (std::is_floating_point_v<X>) {
                 out[c] = static_cast<Out>(acc[c] / area);
             } else {
-                out[c] = requantize<Out>(acc[c], spec_.requantization.multiplier[0], spec_.requantization.shift[0]);
+                out[c] =
+                    requantize<Out>(acc[c], spec_.requantization.multiplier[pair], spec_.requantization.shift[pair]);
             }
         }
     }

@@ -15,6 +15,7 @@ std::unique_ptr<Step> layer_sparse_sparse(const LayerSpec&);
 std::unique_ptr<Step> layer_grouped(const LayerSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 std::unique_ptr<Step> relu(const ReluSpec&);
+std::unique_ptr<Step> clip(const ClipSpec&);
 std::unique_ptr<Step> affine(const AffineSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);

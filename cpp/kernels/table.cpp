@@ -5,6 +5,7 @@
 // Tiers for processors of other architectures are not built.
 #if defined(__x86_64__)
 #include "amx.h"
+#include "avx2.h"
 #include "avx512.h"
 #include "avx512vnni.h"
 #define CS_X86(...) __VA_ARGS__
@@ -18,7 +19,8 @@ template <>
 const std::vector<Kernel<InputSpec>>& kernels() {
     static const std::vector<Kernel<InputSpec>> table = {
         {"input", Tier::scalar, Mode::none, scalar::input},
-        CS_X86({"input_vector", Tier::avx512vnni, Mode::none, avx512vnni::input})};
+        CS_X86({"input_vector", Tier::avx2, Mode::none, avx2::input},
+               {"input_vector", Tier::avx512, Mode::none, avx512::input})};
     return table;
 }
 
@@ -30,7 +32,19 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
         {"dense_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_dense_select},
         {"packed", Tier::scalar, Mode::sparse_dense, scalar::layer_sparse_dense},
         {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
-        CS_X86({"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
+        CS_X86({"conv_lanes8", Tier::avx2, Mode::dense, avx2::conv_dense},
+               {"conv_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::conv_sparse_dense},
+               {"linear_lanes8", Tier::avx2, Mode::dense, avx2::linear_dense},
+               {"linear_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_dense_select},
+               {"linear_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::linear_sparse_dense},
+               {"linear_packed_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_sparse_sparse},
+               {"conv_lanes16", Tier::avx512, Mode::dense, avx512::conv_dense},
+               {"conv_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::conv_sparse_dense},
+               {"linear_lanes16", Tier::avx512, Mode::dense, avx512::linear_dense},
+               {"linear_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::linear_dense_select},
+               {"linear_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::linear_sparse_dense},
+               {"linear_packed_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::linear_sparse_sparse},
+               {"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
                {"conv_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::conv_sparse_dense},
                {"depthwise_dot", Tier::avx512vnni, Mode::dense, avx512vnni::depthwise},
                {"linear_dot", Tier::avx512vnni, Mode::dense, avx512vnni::linear_dense},
@@ -48,7 +62,9 @@ template <>
 const std::vector<Kernel<KwtaSpec>>& kernels() {
     static const std::vector<Kernel<KwtaSpec>> table = {
         {"kwta", Tier::scalar, Mode::none, scalar::kwta},
-        CS_X86({"kwta_bisect", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
+        CS_X86({"kwta_lanes8", Tier::avx2, Mode::none, avx2::kwta},
+               {"kwta_lanes16", Tier::avx512, Mode::none, avx512::kwta},
+               {"kwta_bits", Tier::avx512vnni, Mode::none, avx512vnni::kwta})};
     return table;
 }
 
@@ -57,6 +73,14 @@ const std::vector<Kernel<ReluSpec>>& kernels() {
     static const std::vector<Kernel<ReluSpec>> table = {
         {"relu", Tier::scalar, Mode::none, scalar::relu},
         CS_X86({"relu_vector", Tier::avx512, Mode::none, avx512::relu})};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<ClipSpec>>& kernels() {
+    static const std::vector<Kernel<ClipSpec>> table = {
+        {"clip", Tier::scalar, Mode::none, scalar::clip},
+        CS_X86({"clip_vector", Tier::avx512, Mode::none, avx512::clip})};
     return table;
 }
 

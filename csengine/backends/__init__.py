@@ -22,15 +22,29 @@ MODES: tuple[Mode, ...] = ("auto", "dense", "sparse-dense", "sparse-sparse")
 
 
 @dataclass(frozen=True)
-class KernelChoice:
-    """The kernel that runs a node: its name, its tier (instruction set, "numpy" or "numba") and its mode.
+class KernelTiming:
+    """A kernel that was tried for a layer when the model was loaded. seconds: for one sample, the fastest run."""
 
-    mode: "dense", "sparse-dense" or "sparse-sparse" for a layer with weights, otherwise "".
+    kernel: str
+    tier: str
+    mode: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The kernel that runs a node: its name, its tier (instruction set, "numpy", "numba" or "xrt") and its mode.
+
+    mode: "dense", "sparse-dense" or "sparse-sparse" for a layer with weights, otherwise "". measured: every kernel that
+    was tried, the fastest (the one chosen) first; empty where nothing was measured. cycles: clock cycles per sample in
+    the last run, where the hardware counts them.
     """
 
     kernel: str
     tier: str
     mode: str
+    measured: tuple[KernelTiming, ...] = ()
+    cycles: float | None = None
 
 
 class Program(Protocol):
@@ -43,7 +57,7 @@ class Program(Protocol):
         """
 
     def trace(self, x: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Every node's tensor `[B, ...]`."""
+        """Every node's tensor `[B, ...]`; those inside a hardware pipeline are missing."""
 
     def choices(self) -> Mapping[str, KernelChoice]:
         """The kernel of every node that runs; a node that was fused into another is missing."""

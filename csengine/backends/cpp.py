@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csengine.backends import KernelChoice, Mode, require_finite
+from csengine.backends import KernelChoice, KernelTiming, Mode, require_finite
 from csengine.errors import BackendUnavailableError
 from csengine.graph import (
     KWTA,
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -31,9 +33,13 @@ from csengine.graph import (
     TensorType,
 )
 from csengine.packing import PackedMatrix
-from csengine.plan import expected_activity
+from csengine.plan import expected_activity, layer_choices
+from csengine.plan_cache import PlanCache
 
 Array = NDArray[Any]
+
+SPLIT_ABOVE = 60e-6
+"""Seconds of a layer from which on threads share it: waking one that sleeps takes about ten microseconds."""
 
 
 def tiers() -> dict[str, bool]:
@@ -41,17 +47,47 @@ def tiers() -> dict[str, bool]:
     return dict(_require_native().tiers())
 
 
-def compile(graph: Graph, mode: Mode, threads: int, tier: str | None = None, measure: bool = True) -> CppProgram:
+def compile(
+    graph: Graph,
+    mode: Mode,
+    threads: int,
+    tier: str | None = None,
+    measure: bool = True,
+    kernels: Mapping[str, str] | None = None,
+    cache: Path | None = None,
+    split_above: float = SPLIT_ABOVE,
+) -> CppProgram:
     """Compile for this machine.
 
     tier: None takes the best; an impossible one raises BackendUnavailableError. measure: for each layer take the
     fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode
-    where the layer has it; "auto" then chooses by a cost model, the same everywhere.
+    where the layer has it; "auto" then chooses by a cost model, the same everywhere. kernels: names of kernels by
+    layer, which are taken unasked; one that cannot run the layer raises ValueError. cache: a file of kernels found by
+    measuring before; what it does not know is measured and added. split_above: seconds of a layer from which on threads
+    share it when there are fewer samples than threads.
     """
     available = [name for name, can_run in tiers().items() if can_run]
     if tier is not None and tier not in available:
         raise BackendUnavailableError(f"tier {tier!r} cannot run here; this machine runs {', '.join(available)}")
-    return CppProgram(graph, mode, threads, tier or available[-1], measure)
+    layers = [node.name for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
+    if unknown := sorted(set(kernels or ()) - set(layers)):
+        raise ValueError(f"kernels are given for {', '.join(unknown)}; the layers are {', '.join(layers)}")
+    tier = tier or available[-1]
+    if cache is None or not measure:
+        return CppProgram(graph, mode, threads, tier, measure, kernels or {}, split_above)
+    plans = PlanCache(cache, _build(), tier, mode)
+    known = plans.find(graph)
+    program = CppProgram(graph, mode, threads, tier, measure, {**known, **(kernels or {})}, split_above)
+    if missing := set(layers) - set(known) - set(kernels or ()):
+        found = layer_choices(graph, program.choices())
+        plans.add(graph, {layer: found[layer].kernel for layer in missing})
+    return program
+
+
+def _build() -> str:
+    """Changes whenever the native module does."""
+    facts = Path(_require_native().__file__).stat()
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 
 def _require_native() -> Any:
@@ -66,9 +102,19 @@ def _require_native() -> Any:
 class CppProgram:
     """See `csengine.backends.Program`. One native call per run, over a preallocated arena, without the GIL."""
 
-    def __init__(self, graph: Graph, mode: Mode, threads: int, tier: str, measure: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        mode: Mode,
+        threads: int,
+        tier: str,
+        measure: bool,
+        kernels: Mapping[str, str],
+        split_above: float,
+    ) -> None:
         self._graph, self._mode, self._tier = graph, mode, tier
-        self._native = _Lowering(graph, mode, tier, measure, fuse=True).build(threads)
+        builder = _require_native().Builder(tier, _native_mode(mode), measure, False, threads, split_above)
+        self._native = _Lowering(graph, builder, kernels).build()
         self._shape = graph.output_type.shape
 
     def run(self, x: Array) -> Array:
@@ -76,14 +122,15 @@ class CppProgram:
         y = self._native.run(x)
         if y is None:
             require_finite(x)
-        result: Array = y.reshape(len(x), *self._shape)
+        result: Array = y if len(self._shape) == 1 else y.reshape(len(x), *self._shape)
         return result
 
     def trace(self, x: Array) -> Mapping[str, Array]:
         """Every node's tensor, from a program without fusion."""
         require_finite(x)
-        lowering = _Lowering(self._graph, self._mode, self._tier, measure=False, fuse=False)
-        tensors = lowering.build(threads=1).trace(x)
+        builder = _require_native().Builder(self._tier, _native_mode(self._mode), False, True, 1, SPLIT_ABOVE)
+        lowering = _Lowering(self._graph, builder, {}, fuse=False)
+        tensors = lowering.build().trace(x)
         shapes = {name: kind.shape for name, kind in self._graph.types.items()}
         return {name: tensors[lowering.tensors[name]].reshape(len(x), *shape) for name, shape in shapes.items()}
 
@@ -94,26 +141,34 @@ class CppProgram:
 
     def choices(self) -> Mapping[str, KernelChoice]:
         """The kernel of every step, by the node whose tensor it makes."""
-        return {node: KernelChoice(kernel, tier, mode) for node, kernel, tier, mode in self._native.choices()}
+        return {
+            node: KernelChoice(kernel, tier, mode, tuple(KernelTiming(*timing) for timing in measured))
+            for node, kernel, tier, mode, measured in self._native.choices()
+        }
 
     def profile(self, x: Array) -> Mapping[str, float]:
         """Seconds per step."""
         require_finite(x)
-        nodes = [node for node, *_ in self._native.choices()]
+        nodes = [row[0] for row in self._native.choices()]
         return dict(zip(nodes, self._native.profile(x), strict=True))
+
+
+def _native_mode(mode: Mode) -> str:
+    return "" if mode == "auto" else mode
 
 
 class _Lowering:
     """One walk over a graph that adds a native step per node, or per group of fused nodes."""
 
-    def __init__(self, graph: Graph, mode: Mode, tier: str, measure: bool, fuse: bool) -> None:
+    def __init__(self, graph: Graph, builder: Any, kernels: Mapping[str, str], fuse: bool = True) -> None:
         self.graph = graph
+        self.builder = builder
+        self.kernels = kernels
         self.fuse = fuse
-        self.builder = _require_native().Builder(tier, "" if mode == "auto" else mode, measure, not fuse)
         self.tensors: dict[str, int] = {}  # node -> native tensor
         self.activity = expected_activity(graph)
 
-    def build(self, threads: int) -> Any:
+    def build(self) -> Any:
         fused: set[str] = set()
         for node in self.graph.nodes:
             if node.name in fused:
@@ -125,7 +180,7 @@ class _Lowering:
                 fused |= self._add_layer(node)
             else:
                 self._add(node, *(self.tensors[name] for name in node.inputs))
-        return self.builder.build(self.tensors[self.graph.output.name], threads)
+        return self.builder.build(self.tensors[self.graph.output.name])
 
     def _tensor(self, node: Node) -> int:
         kind = self.graph.types[node.name]
@@ -143,12 +198,15 @@ class _Lowering:
                 builder.kwta(node.name, *inputs, output, node.k, node.scope == "global", factor)
             case Relu():
                 builder.relu(node.name, *inputs, output)
+            case Clip():
+                builder.clip(node.name, *inputs, output, *_bounds(node))
             case Affine():
                 builder.affine(node.name, *inputs, output, node.scale, node.shift)
             case MaxPool():
-                builder.pool(node.name, *inputs, output, _window(node), False, None)
+                builder.pool(node.name, *inputs, output, _window(node), False, True, None)
             case AveragePool():
-                builder.pool(node.name, *inputs, output, _window(node), True, _pair(node.requantization))
+                scaling = _pair(node.requantization)
+                builder.pool(node.name, *inputs, output, _window(node), True, node.count_padding, scaling)
             case Add():
                 builder.add(node.name, *inputs, output, _pair(node.requantization))
             case Concat():
@@ -184,6 +242,7 @@ class _Lowering:
             node.bias,
             _pair(node.requantization),
             self.activity[node.inputs[0]],
+            self.kernels.get(node.name, ""),
         )
         return {pool.name} if pool else set()
 
@@ -209,6 +268,11 @@ def _extents(kind: TensorType) -> tuple[int, int, int]:
 
 def _window(node: Conv2d | MaxPool | AveragePool) -> tuple[int, int, int, int, int, int]:
     return (*node.kernel, *node.stride, *node.padding[:2])
+
+
+def _bounds(node: Clip) -> tuple[float, float]:
+    low, high = node.minimum, node.maximum
+    return -np.inf if low is None else float(low), np.inf if high is None else float(high)
 
 
 def _pair(requantization: Requantization | None) -> tuple[Array, Array] | None:

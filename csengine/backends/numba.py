@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from csengine.backends import KernelChoice, Mode, require_finite
 from csengine.backends import numba_kernels as kernels
-from csengine.backends.numba_kernels import PANEL, Kernel
+from csengine.backends.numba_kernels import BLOCK, PANEL, Kernel
 from csengine.errors import BackendUnavailableError, ShapeError
 from csengine.graph import (
     KWTA,
@@ -37,6 +37,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -61,6 +62,7 @@ _WORKSPACE_BYTES = 1 << 22  # a batch runs in parts whose tensors fit in about s
 _MAX_PART = 64  # samples of a part
 _IDLE_WORKSPACES = 8  # kept for the next runs
 _WORTH_THREADS = 20_000  # nanoseconds of work, for which waking the other threads pays
+_FLOAT32 = np.dtype(np.float32)
 _EXACT_IN_FLOAT32 = 1 << 24  # float32 holds every integer up to here
 
 _numba_settings: Any = config  # whose names Numba makes as it is imported
@@ -251,6 +253,7 @@ class _Workspace:
                 self.tensors[name] = _zeros((batch, *kind.shape), kind.dtype)
         self._is_parallel = self._pays(prod(self._input.shape))
         self._quantize = kernels.quantize.form(self._is_parallel)
+        self._inv_scale = None if self._input.scale is None else self._input.inv_scale
         self.steps = [self._bind(step) for step in plan.steps]
         self.calls = [call for calls in self.steps for call in calls]
 
@@ -276,13 +279,12 @@ class _Workspace:
         target = self.tensors[self._input.name]
         if x.shape != target.shape:
             raise ShapeError(f"input has shape {x.shape}; expected {target.shape} (sample first, NHWC)")
-        if x.dtype == target.dtype and self._input.scale is not None:
+        if x.dtype == target.dtype and self._inv_scale is not None:
             target[...] = x
             return
-        if x.dtype != np.float32 or not x.flags.carray:
+        if x.dtype != _FLOAT32 or not x.flags.carray:
             x = np.array(x, np.float32, order="C")
-        inv_scale = None if self._input.scale is None else self._input.inv_scale
-        if self._quantize(x.reshape(-1), inv_scale, target.reshape(-1)):
+        if self._quantize(x.reshape(-1), self._inv_scale, target.reshape(-1)):
             require_finite(x)
 
 
@@ -368,16 +370,16 @@ class _Layer:
         bound = weight * MAGNITUDE[self.source.dtype] + np.abs(self.bias.astype(np.int64))
         return bool((bound <= _EXACT_IN_FLOAT32).all())
 
-    def images(self, workspace: _Workspace) -> tuple[Array, list[_Call]]:
-        """The input `[images, H, W, C]`, padded, and the call that pads it."""
+    def images(self, workspace: _Workspace, dtype: Any = None) -> tuple[Array, list[_Call]]:
+        """The input `[images, H, W, C]`, padded, in another type if one is given, and the call that makes it."""
         x = workspace.tensors[self.node.inputs[0]]
         if isinstance(self.node, Linear):
-            return x.reshape(1, *_grid(workspace.batch), -1), []
+            x = x.reshape(1, *_grid(workspace.batch), -1)
         top, left, bottom, right = self.window.padding
-        if not any(self.window.padding):
+        if not any(self.window.padding) and (dtype is None or dtype == x.dtype):
             return x, []
         batch, height, width, channels = x.shape
-        padded = _zeros((batch, top + height + bottom, left + width + right, channels), x.dtype)
+        padded = _zeros((batch, top + height + bottom, left + width + right, channels), dtype or x.dtype)
         return padded, [(np.copyto, (padded[:, top : top + height, left : left + width], x))]
 
     def results(self, workspace: _Workspace) -> Array:
@@ -428,17 +430,18 @@ def _cost(node: Conv2d | Linear, kernel: str, activity: float) -> float:
     """
     is_conv = isinstance(node, Conv2d)
     dense = node.rows * -(-node.kernels // PANEL) * PANEL
-    select = node.rows * 0.6 / (node.kernel[0] * node.kernel[1] if isinstance(node, Conv2d) else 1)
+    select = node.rows * 0.3 / (node.kernel[0] * node.kernel[1] if isinstance(node, Conv2d) else 1)
     if kernel == "grouped":
         return float(node.rows * node.kernels)
     if kernel == "dense":
-        return dense * (0.025 if is_conv else 0.05)
+        return dense * (0.02 if is_conv else 0.05)
     if kernel == "dense_select":
-        return activity * dense * (0.04 if is_conv else 0.06) + select
+        return activity * dense * (0.036 if is_conv else 0.06) + select
     if kernel == "packed_planes":
         return density(node) * node.rows * node.kernels * 0.1
     assert isinstance(node.weight, PackedMatrix)
-    routed = node.rows * (4 + node.weight.sets * (0.5 + 0.15 * node.weight.block[1]))
+    sets, width = node.weight.sets, node.weight.block[1]
+    routed = node.rows * (1 + sets * (0.7 if width == 1 else 1.1 * -(-width // BLOCK)))
     return routed if kernel == "packed" else activity * routed + select
 
 
@@ -449,7 +452,7 @@ def _prepare_dense(layer: _Layer) -> _Bind:
     down, right = layer.window.stride
 
     def bind(workspace: _Workspace) -> list[_Call]:
-        x, calls = layer.images(workspace)
+        x, calls = layer.images(workspace, bias.dtype)
         images, height, width, channels = x.shape
         window = (down, right * channels, *layer.window.pool)
         lines = x.reshape(images, height, width * channels)
@@ -474,11 +477,8 @@ def _prepare_dense_select(layer: _Layer) -> _Bind:
 def _prepare_packed(layer: _Layer, selecting: Kernel) -> _Bind:
     packed = layer.node.weight
     assert isinstance(packed, PackedMatrix)
-    (u, v), spare = packed.block, packed.kernel_blocks
-    weights = _aligned(packed.weights.transpose(0, 3, 1, 2)).reshape(packed.row_blocks * u, packed.sets, v)
-    owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
-    route = _aligned(np.where(packed.kid == NOBODY, spare, owner) * v, np.uint32)
-    bias = _zeros(((spare + 1) * v,), layer.bias.dtype)
+    weights, route = _route(packed)
+    bias = _zeros((packed.kernel_blocks * packed.block[1] + PANEL,), layer.bias.dtype)
     bias[: layer.kernels] = layer.bias
     ratio = _ratio(layer.node.requantization)
 
@@ -488,6 +488,20 @@ def _prepare_packed(layer: _Layer, selecting: Kernel) -> _Bind:
         return [*calls, workspace.call(kernels.packed_select, *arguments)]
 
     return bind
+
+
+def _route(packed: PackedMatrix) -> tuple[Array, Array]:
+    """Packed weights `[R, blocks, lanes]`, and the first kernel of each block; lanes are BLOCK, or 1 if V is."""
+    (u, v), spare = packed.block, packed.kernel_blocks
+    lanes = 1 if v == 1 else BLOCK
+    parts = -(-v // lanes)  # of a block of V kernels; the last is filled up with zeros
+    weights = np.zeros((packed.row_blocks * u, packed.sets, parts * lanes), packed.weights.dtype)
+    weights[..., :v] = packed.weights.transpose(0, 3, 1, 2).reshape(len(weights), packed.sets, v)
+    owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
+    first = np.where(packed.kid == NOBODY, spare, owner) * v
+    route = np.repeat(first, u, axis=0)[..., None] + np.arange(0, v, lanes)
+    shape = len(weights), packed.sets * parts
+    return _aligned(weights.reshape(*shape, lanes)), _aligned(route.reshape(shape), np.uint32)
 
 
 def _bind_select(
@@ -592,6 +606,7 @@ def _ratio(requantization: Requantization | None) -> Array | None:
 _KERNEL_NAMES: Mapping[type[Node], str] = {
     KWTA: "kwta",
     Relu: "relu",
+    Clip: "clip",
     Affine: "affine",
     MaxPool: "pool",
     AveragePool: "pool",
@@ -619,6 +634,8 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.kwta, _kwta_arguments(node, x, out))]
         case Relu():
             return [(kernels.relu, (x.reshape(-1), out.reshape(-1)))]
+        case Clip():
+            return [(kernels.clip, (x.reshape(-1), *_bounds(node, x.dtype), out.reshape(-1)))]
         case Affine():
             scale, shift = _aligned(node.scale), _aligned(node.shift)
             return [(kernels.affine, (_places(x), scale, shift, _places(out)))]
@@ -626,7 +643,8 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.max_pool, (x, (*node.kernel, *node.stride, *node.padding[:2]), out))]
         case AveragePool():
             window = (*node.kernel, *node.stride, *node.padding[:2])
-            return [(kernels.average_pool, (x, _ratios(node.requantization, 1)[0], window, out))]
+            counts = node.count_padding
+            return [(kernels.average_pool, (x, _ratio(node.requantization), counts, window, out))]
         case Add():
             ratios = None if node.requantization is None else tuple(_ratios(node.requantization, 2))
             return [(kernels.add, (x.reshape(-1), inputs[1].reshape(-1), ratios, out.reshape(-1)))]
@@ -641,6 +659,13 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.softmax, (_places(x), _places(out)))]
         case _:
             raise BackendUnavailableError(f"{node.name}: the Numba backend has no kernel for {type(node).__name__}")
+
+
+def _bounds(node: Clip, dtype: Any) -> tuple[Any, Any]:
+    """The bounds in the tensor's type, its limits where there is none."""
+    limits = (-np.inf, np.inf) if dtype == np.float32 else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    low, high = (limit if b is None else b for b, limit in zip((node.minimum, node.maximum), limits, strict=True))
+    return dtype.type(low), dtype.type(high)
 
 
 def _places(x: Array) -> Array:

@@ -37,10 +37,10 @@ from types import FunctionType
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, prange
-from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
-from numba.np.numpy_support import as_dtype, carray
+from numba.core import types
+from numba.extending import intrinsic, models, register_model
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
@@ -48,6 +48,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 PANEL = 64
 """Kernels (or positions) that are summed at once, in registers."""
+
+BLOCK = 8
+"""Kernels that a packed block is cut into: the sums of one AVX register."""
+
+FEW_BLOCKS = 4
+"""With at most so many blocks in a row, the long loop is over the inputs; else over the blocks, in memory's order."""
 
 # "contract" lets a multiplication and an addition become one instruction; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -58,9 +64,9 @@ def _inlined(function: _Function) -> _Function:
     return cast(_Function, njit(function, forceinline=True, **_OPTIONS))
 
 
-def _pasted(function: _Function) -> _Function:
-    """Compile a step as if its lines stood in its caller, whose stack it then uses."""
-    return cast(_Function, njit(function, inline="always", **_OPTIONS))
+def _operation(typed: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose LLVM instructions are written by hand; it is called without `typing_context`."""
+    return cast("Callable[..., Any]", intrinsic(prefer_literal=True)(typed))
 
 
 class Kernel:
@@ -106,28 +112,143 @@ class Kernel:
             kernel._forms.clear()
 
 
-# --- memory in registers ---------------------------------------------------------------------------------------------
+# --- vectors ---------------------------------------------------------------------------------------------------------
+# Numba has no type for what a vector register holds, and LLVM finds vectors only in loops that it understands. So here
+# is one: a fixed number of lanes, as many registers as they need, and the few operations that the kernels below name.
 
 
-def _panel_on_stack(typing_context: Any, like: Any) -> Any:
-    """A pointer to PANEL elements of the type of array `like`, on the stack."""
+class _Vector(types.Type):
+    """Lanes of an array's element type."""
+
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+        self.dtype, self.lanes = dtype, lanes
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.lanes))  # type: ignore[no-untyped-call]
+
+
+def _lanes_in_memory(context: Any, builder: Any, kind: Any, arguments: Any, lanes: int) -> tuple[Any, int]:
+    """Where the lanes from a place in an array on are, and how its elements are aligned; no bound is checked."""
+    array, place = arguments[:2]
+    element = context.get_value_type(kind.dtype)
+    first = builder.gep(context.make_array(kind)(context, builder, array).data, [place])
+    return builder.bitcast(first, ir.VectorType(element, lanes).as_pointer()), context.get_abi_sizeof(element)
+
+
+def _all_lanes(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector whose lanes all hold a value."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+@_operation
+def _zeros(typing_context: Any, like: Any, lanes: Any) -> Any:
+    """Zeros of the type of array `like`."""
+    kind = _Vector(like.dtype, lanes.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return cgutils.alloca_once(builder, context.get_data_type(like.dtype), size=PANEL)  # type: ignore[no-untyped-call]
+        return context.get_constant_null(kind)
 
-    return types.CPointer(like.dtype)(like), generate  # type: ignore[no-untyped-call]
-
-
-_allocate: Any = intrinsic(_panel_on_stack)
+    return kind(like, lanes), generate
 
 
-@_pasted
-def _registers(like: Array) -> Array:
-    """PANEL sums of the type of array `like`, zero. LLVM keeps them in registers."""
-    sums = carray(_allocate(like), PANEL)
-    for lane in range(PANEL):
-        sums[lane] = 0
-    return sums
+@_operation
+def _load(typing_context: Any, array: Any, place: Any, lanes: Any) -> Any:
+    """`array[place : place + lanes]`."""
+    kind = _Vector(array.dtype, lanes.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, align = _lanes_in_memory(context, builder, array, arguments, kind.lanes)
+        return builder.load(pointer, align=align)
+
+    return kind(array, types.intp, lanes), generate
+
+
+@_operation
+def _store(typing_context: Any, array: Any, place: Any, vector: Any) -> Any:
+    """`array[place : place + lanes] = vector`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, align = _lanes_in_memory(context, builder, array, arguments, vector.lanes)
+        builder.store(arguments[2], pointer, align=align)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@_operation
+def _add_products(typing_context: Any, sums: Any, x: Any, weights: Any) -> Any:
+    """`sums + x * weights` in the type of the sums, x being a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, factor, row = arguments
+        factors = _all_lanes(builder, context.cast(builder, factor, x, sums.dtype), sums.lanes)
+        if isinstance(sums.dtype, types.Float):
+            products = builder.fmul(factors, row, flags=("contract",))
+            return builder.fadd(total, products, flags=("contract",))
+        return builder.add(total, builder.mul(factors, builder.sext(row, total.type)))
+
+    return sums(sums, x, weights), generate
+
+
+@_operation
+def _larger(typing_context: Any, vector: Any, other: Any) -> Any:
+    """Lane by lane, the larger of two."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        is_float = isinstance(vector.dtype, types.Float)
+        compare = builder.fcmp_ordered if is_float else builder.icmp_signed
+        return builder.select(compare(">", *arguments), *arguments)
+
+    return vector(vector, other), generate
+
+
+@_operation
+def _active_lanes(typing_context: Any, vector: Any) -> Any:
+    """The lanes that are not zero, as the bits of a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        compare = builder.fcmp_unordered if isinstance(vector.dtype, types.Float) else builder.icmp_unsigned
+        active = compare("!=", arguments[0], context.get_constant_null(vector))
+        return builder.bitcast(active, ir.IntType(vector.lanes))
+
+    return types.uint64(vector), generate
+
+
+@_operation
+def _reaching(typing_context: Any, vector: Any, threshold: Any) -> Any:
+    """The lanes, of unsigned numbers, that are not below a threshold, as the bits of a number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        reached = builder.icmp_unsigned(">=", arguments[0], _all_lanes(builder, arguments[1], vector.lanes))
+        return builder.bitcast(reached, ir.IntType(vector.lanes))
+
+    return types.uint64(vector, vector.dtype), generate
+
+
+@_operation
+def _first_lane(typing_context: Any, lanes: Any) -> Any:
+    """The first of some lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(lanes), generate
+
+
+@_operation
+def _count_lanes(typing_context: Any, lanes: Any) -> Any:
+    """How many lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.intp(lanes), generate
 
 
 # --- the way out of the sums -----------------------------------------------------------------------------------------
@@ -149,51 +270,41 @@ def _limits(out: Array) -> tuple[Any, Any]:
 
 
 @_inlined
+def _no_sums(lines: int, columns: int, like: Array) -> Array:
+    """Zeros `[lines, columns, PANEL or a multiple]` for the sums of windows, as many in each as array `like` has."""
+    return np.zeros((lines, columns, -(-like.size // PANEL) * PANEL), like.dtype)
+
+
+@_inlined
 def _leave(sums: Array, bias: Array, ratio: Array | None, out: Array, first: int) -> None:
-    """Sums `[places, n]` of kernel `first` and those after it leave to out `[places, O]`.
+    """Sums `[lines, columns, n]` of kernel `first` and those after it leave to out `[places, O]`.
 
-    bias: `[n]`. ratio: float64 `[O]` to requantize, or None.
+    A place is the largest of all lines and of its share of the columns. bias: `[n]`. ratio: float64 `[O]` to
+    requantize, or None.
     """
-    count = min(sums.shape[1], out.shape[1] - first)
+    pool_width = sums.shape[1] // out.shape[0]
+    best = np.empty(sums.shape[2], sums.dtype)
     for place in range(out.shape[0]):
+        _pool(sums[:, place * pool_width : (place + 1) * pool_width], best)
+        results = out[place, first : first + bias.size]
         if ratio is None:
-            for lane in range(count):
-                out[place, first + lane] = sums[place, lane] + bias[lane]
+            for lane in range(results.size):
+                results[lane] = best[lane] + bias[lane]
         else:
-            limits = _limits(out)
-            for lane in range(count):
-                acc = sums[place, lane] + bias[lane]
-                out[place, first + lane] = _requantize(acc, ratio[first + lane], limits)
-
-
-def _lowest(array: Array) -> Any:
-    """The lowest value of an array's type."""
-    return -np.inf if array.dtype.kind == "f" else np.iinfo(array.dtype).min
-
-
-@overload(_lowest)
-def _overload_lowest(array: Any) -> Any:
-    value = _lowest(np.empty(0, as_dtype(array.dtype)))
-
-    def lowest(array: Any) -> Any:
-        return value
-
-    return lowest
+            ratios, limits = ratio[first : first + bias.size], _limits(out)
+            for lane in range(results.size):
+                results[lane] = _requantize(best[lane] + bias[lane], ratios[lane], limits)
 
 
 @_inlined
-def _no_sums(places: int, lanes: int, like: Array) -> Array:
-    """Sums `[places, lanes]` that everything exceeds."""
-    best = np.empty((places, lanes), like.dtype)
-    best[:] = _lowest(like)
-    return best
-
-
-@_inlined
-def _fold(sums: Array, best: Array, place: int, lanes: int) -> None:
-    """Max-pool: keep the largest sums `[lanes]` of a pooling window in `best[place]`."""
-    for lane in range(lanes):
-        best[place, lane] = max(best[place, lane], sums[lane])
+def _pool(sums: Array, best: Array) -> None:
+    """The largest sums `[n]` of a pooling window `[lines, columns, n]`."""
+    for lane in range(0, best.size, PANEL):
+        largest = _load(sums[0, 0], lane, PANEL)
+        for y in range(sums.shape[0]):
+            for x in range(sums.shape[1]):
+                largest = _larger(largest, _load(sums[y, x], lane, PANEL))
+        _store(best, lane, largest)
 
 
 # --- select ----------------------------------------------------------------------------------------------------------
@@ -211,7 +322,16 @@ def select(x: Array, index: Array, value: Array, start: Array) -> None:
         count = 0
         for column in range(width):
             start[line, column] = count
-            for channel in range(channels):  # without a branch, which would often be mispredicted
+            whole = channels // PANEL * PANEL
+            for first in range(0, whole, PANEL):
+                active = _active_lanes(_load(x[line, column], first, PANEL))
+                while active != 0:
+                    channel = first + _first_lane(active)
+                    index[line, count] = column * channels + channel
+                    value[line, count] = x[line, column, channel]
+                    count += 1
+                    active &= active - np.uint64(1)
+            for channel in range(whole, channels):  # without a branch, which would often be mispredicted
                 index[line, count] = column * channels + channel
                 value[line, count] = x[line, column, channel]
                 count += x[line, column, channel] != 0
@@ -244,49 +364,43 @@ def dense(x: Array, panels: Array, bias: Array, ratio: Array | None, window: tup
     """
     down, right, pool_height, pool_width = window
     images, height, width, _ = out.shape
+    columns = width * pool_width
     for item in prange(panels.shape[0] * images * height):
         panel, image, row = item // height // images, item // height % images, item % height
-        weights, lines = panels[panel], x[image]
-        best = _no_sums(width, PANEL, bias)
-        columns = width * pool_width
-        for y in range(row * pool_height, (row + 1) * pool_height):
+        weights = panels[panel]
+        sums = _no_sums(pool_height, columns, bias[panel])
+        for y in range(pool_height):
+            lines = x[image, (row * pool_height + y) * down :]
             for column in range(0, columns - 1, 2):
-                _multiply_pair(lines, y * down, column, right, weights, best, pool_width)
+                _multiply_pair(lines, column * right, right, weights, sums[y, column], sums[y, column + 1])
             if columns % 2:
-                _multiply_one(lines, y * down, columns - 1, right, weights, best, pool_width)
-        _leave(best, bias[panel], ratio, out[image, row], panel * PANEL)
+                _multiply(lines, (columns - 1) * right, weights, sums[y, columns - 1])
+        _leave(sums, bias[panel], ratio, out[image, row], panel * PANEL)
 
 
 @_inlined
-def _multiply_pair(
-    lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
-) -> None:
-    """Sums of 64 kernels at windows `column` and `column + 1`; every weight read serves both."""
-    sums, sums_right = _registers(best), _registers(best)
+def _multiply_pair(lines: Array, first: int, right: int, weights: Array, sums: Array, sums_right: Array) -> None:
+    """Sums of 64 kernels at two windows, from element `first` and `first + right` on; a weight read serves both."""
+    total, total_right = _zeros(sums, PANEL), _zeros(sums, PANEL)
     for tap in range(weights.shape[0]):
-        inputs, inputs_right = lines[top + tap, column * right :], lines[top + tap, (column + 1) * right :]
+        inputs, inputs_right = lines[tap, first:], lines[tap, first + right :]
         for i in range(weights.shape[1]):
-            x, x_right = best.dtype.type(inputs[i]), best.dtype.type(inputs_right[i])
-            for lane in range(PANEL):
-                sums[lane] += x * weights[tap, i, lane]
-                sums_right[lane] += x_right * weights[tap, i, lane]
-    _fold(sums, best, column // pool_width, PANEL)
-    _fold(sums_right, best, (column + 1) // pool_width, PANEL)
+            row = _load(weights[tap, i], 0, PANEL)
+            total = _add_products(total, inputs[i], row)
+            total_right = _add_products(total_right, inputs_right[i], row)
+    _store(sums, 0, total)
+    _store(sums_right, 0, total_right)
 
 
 @_inlined
-def _multiply_one(
-    lines: Array, top: int, column: int, right: int, weights: Array, best: Array, pool_width: int
-) -> None:
-    """Sums of 64 kernels at window `column`."""
-    sums = _registers(best)
+def _multiply(lines: Array, first: int, weights: Array, sums: Array) -> None:
+    """Sums of 64 kernels at the window from element `first` of the lines on."""
+    total = _zeros(sums, PANEL)
     for tap in range(weights.shape[0]):
-        inputs = lines[top + tap, column * right :]
+        inputs = lines[tap, first:]
         for i in range(weights.shape[1]):
-            x = best.dtype.type(inputs[i])
-            for lane in range(PANEL):
-                sums[lane] += x * weights[tap, i, lane]
-    _fold(sums, best, column // pool_width, PANEL)
+            total = _add_products(total, inputs[i], _load(weights[tap, i], 0, PANEL))
+    _store(sums, 0, total)
 
 
 @Kernel
@@ -309,11 +423,12 @@ def dense_select(
     for item in prange(panels.shape[0] * images * height):
         panel, image, row = item // height // images, item // height % images, item % height
         weights = panels[panel]
-        best = _no_sums(width, PANEL, bias)
-        for y in range(row * pool_height, (row + 1) * pool_height):
+        sums = _no_sums(pool_height, width * pool_width, bias[panel])
+        for y in range(pool_height):
+            top = image * lines + (row * pool_height + y) * down
             for column in range(width * pool_width):
-                _multiply_active(lists, image * lines + y * down, column, window, weights, best)
-        _leave(best, bias[panel], ratio, out[image, row], panel * PANEL)
+                _multiply_active(lists, top, column, window, weights, sums[y, column])
+        _leave(sums, bias[panel], ratio, out[image, row], panel * PANEL)
 
 
 @_inlined
@@ -323,12 +438,12 @@ def _multiply_active(
     column: int,
     window: tuple[int, ...],
     weights: Array,
-    best: Array,
+    sums: Array,
 ) -> None:
     """Multiply the active inputs of one window with their rows of 64 weights each."""
     index, value, start = lists
-    taps, tap_width, channels, _, right, _, pool_width = window
-    sums = _registers(best)
+    taps, tap_width, channels, _, right, _, _ = window
+    total = _zeros(sums, PANEL)
     for tap in range(taps):
         line = top + tap
         # a line's active inputs are in order, so those inside the window are one stretch
@@ -337,9 +452,8 @@ def _multiply_active(
         indices, values = index[line, begin:end], value[line, begin:end]
         for n in range(indices.size):
             row = np.uintp(indices[n] + to_row)
-            for lane in range(PANEL):
-                sums[lane] += values[n] * weights[row, lane]
-    _fold(sums, best, column // pool_width, PANEL)
+            total = _add_products(total, values[n], _load(weights[row], 0, PANEL))
+    _store(sums, 0, total)
 
 
 # --- packed weights --------------------------------------------------------------------------------------------------
@@ -357,24 +471,22 @@ def packed_select(
 ) -> None:
     """Sparse-sparse: multiply the active inputs with the packed weights of their rows, route the products, sum.
 
-    lists: index, value and start, as `select` wrote them. weights: `[row blocks * U, T, V]`, int8 or float32. route:
-    uint32 `[row blocks, T]`, the first of the V kernels that own a block; a spare block after the last kernel takes
-    what nobody owns. bias: `[kernels and the spare block]`, int32 or float32. window: as for `dense_select`.
+    lists: index, value and start, as `select` wrote them. weights: `[R, blocks, BLOCK or 1]`, int8 or float32: what a
+    row holds of each packed set, in blocks of neighbouring kernels. route: uint32 `[R, blocks]`, the first of the
+    kernels that own a block; spare kernels after the last take what nobody owns. bias: `[kernels and the spare ones]`,
+    int32 or float32. window: as for `dense_select`.
     """
     _, _, _, down, _, pool_height, pool_width = window
-    images, height, width, kernels = out.shape
+    images, height, width, _ = out.shape
     lines = lists[0].shape[0] // images
     for item in prange(images * height):
         image, row = item // height, item % height
-        sums = np.empty_like(bias)
-        best = _no_sums(width, kernels, bias)
-        for y in range(row * pool_height, (row + 1) * pool_height):
+        sums = _no_sums(pool_height, width * pool_width, bias)
+        for y in range(pool_height):
+            top = image * lines + (row * pool_height + y) * down
             for column in range(width * pool_width):
-                top = image * lines + y * down
-                sums[:] = 0
-                _multiply_route_sum(lists, top, column, window, weights, route, sums)
-                _fold(sums, best, column // pool_width, kernels)
-        _leave(best, bias, ratio, out[image, row], 0)
+                _multiply_route_sum(lists, top, column, window, weights, route, sums[y, column])
+        _leave(sums, bias, ratio, out[image, row], 0)
 
 
 @_inlined
@@ -390,24 +502,30 @@ def _multiply_route_sum(
     """Multiply, route and sum the active inputs of one window."""
     index, value, start = lists
     taps, tap_width, channels, _, right, _, _ = window
-    sets, lanes = weights.shape[1], weights.shape[2]
-    block_rows = weights.shape[0] // route.shape[0]
     for tap in range(taps):
         line = top + tap
         to_row = tap * tap_width * channels - column * right * channels
         begin, end = start[line, column * right], start[line, column * right + tap_width]
         indices, values = index[line, begin:end], value[line, begin:end]
-        for n in range(indices.size):
-            x, row = values[n], np.uint32(indices[n] + to_row)
-            block = row // np.uint32(block_rows)
-            if lanes == 1:
-                for t in range(sets):
-                    sums[route[block, t]] += x * weights[row, t, 0]
-            else:
-                for t in range(sets):
-                    kernel = route[block, t]
-                    for lane in range(lanes):
-                        sums[kernel + lane] += x * weights[row, t, lane]
+        if weights.shape[1] <= FEW_BLOCKS:
+            for block in range(weights.shape[1]):
+                for n in range(indices.size):
+                    _multiply_block(values[n], np.uintp(indices[n] + to_row), block, weights, route, sums)
+        else:
+            for n in range(indices.size):
+                x, row = values[n], np.uintp(indices[n] + to_row)
+                for block in range(weights.shape[1]):
+                    _multiply_block(x, row, block, weights, route, sums)
+
+
+@_inlined
+def _multiply_block(x: Any, row: Any, block: int, weights: Array, route: Array, sums: Array) -> None:
+    """An active input times one block of its row; the products go to the kernels that own the block."""
+    kernel = route[row, block]
+    if weights.shape[2] == 1:
+        sums[kernel] += x * weights[row, block, 0]
+    else:
+        _store(sums, kernel, _add_products(_load(sums, kernel, BLOCK), x, _load(weights[row, block], 0, BLOCK)))
 
 
 @Kernel
@@ -455,14 +573,15 @@ def packed_planes(
         inputs = planes[image]
         sums = np.empty(lines * pitch + PANEL, planes.dtype)
         for position in range(0, lines * pitch, PANEL):
-            _multiply_positions(inputs, offset, weights, first[kernel], first[kernel + 1], sums, np.uintp(position))
-        best = _no_sums(height, width, sums)
-        for y in range(height * pool_height):
-            for x in range(pool_width):
-                _fold(sums[y * pitch + x :: pool_width], best, y // pool_height, width)
+            _multiply_positions(inputs, offset, weights, first[kernel], first[kernel + 1], sums, np.uint64(position))
         for row in range(height):
             for column in range(width):
-                acc = best[row, column] + bias[kernel]
+                place = row * pool_height * pitch + column * pool_width
+                best = sums[place]
+                for y in range(pool_height):
+                    for z in range(pool_width):
+                        best = max(best, sums[place + y * pitch + z])
+                acc = best + bias[kernel]
                 if ratio is None:
                     out[image, row, column, kernel] = acc
                 else:
@@ -474,14 +593,10 @@ def _multiply_positions(
     inputs: Array, offset: Array, weights: Array, begin: int, end: int, sums: Array, position: Any
 ) -> None:
     """Sums of one kernel at 64 positions."""
-    lanes = _registers(sums)
+    lanes = _zeros(sums, PANEL)
     for n in range(begin, end):
-        weight = weights[n]
-        place = offset[n] + position
-        for lane in range(PANEL):
-            lanes[lane] += weight * inputs[place + np.uintp(lane)]
-    for lane in range(PANEL):
-        sums[position + np.uintp(lane)] = lanes[lane]
+        lanes = _add_products(lanes, weights[n], _load(inputs, offset[n] + position, PANEL))
+    _store(sums, position, lanes)
 
 
 # --- grouped convolution ---------------------------------------------------------------------------------------------
@@ -563,13 +678,22 @@ def _find_threshold(keys: Array, k: int) -> tuple[Any, int]:
     bit = 1 << (8 * keys.itemsize - 1)
     while reaching != k and bit > 0:
         higher = keys.dtype.type(threshold | bit)
-        count = 0
-        for i in range(keys.size):
-            count += keys[i] >= higher
+        count = _count_reaching(keys, higher)
         if count >= k:
             threshold, reaching = higher, count
         bit >>= 1
     return threshold, reaching
+
+
+@_inlined
+def _count_reaching(keys: Array, threshold: Any) -> int:
+    """How many keys are not below a threshold."""
+    count, whole = 0, keys.size // PANEL * PANEL
+    for first in range(0, whole, PANEL):
+        count += _count_lanes(_reaching(_load(keys, first, PANEL), threshold))
+    for i in range(whole, keys.size):
+        count += keys[i] >= threshold
+    return count
 
 
 @_inlined
@@ -613,8 +737,11 @@ def max_pool(x: Array, window: tuple[int, ...], out: Array) -> None:
 
 
 @Kernel
-def average_pool(x: Array, ratio: float | None, window: tuple[int, ...], out: Array) -> None:
-    """Mean of each window, padding counted as zeros; window as for `max_pool`. ratio: float64 requantizes the sum."""
+def average_pool(x: Array, ratio: Array | None, counts: bool, window: tuple[int, ...], out: Array) -> None:
+    """Mean of each window as for `max_pool`, of what lies on the image only if padding does not count.
+
+    ratio: float64, one for all, or one for every number of elements on the image, requantizes the sum; or None.
+    """
     taps, tap_width, down, right, top, left = window
     images, height, width, channels = out.shape
     for item in prange(images * height):
@@ -623,16 +750,19 @@ def average_pool(x: Array, ratio: float | None, window: tuple[int, ...], out: Ar
         first_y = row * down - top
         for column in range(width):
             first_x = column * right - left
+            last_y, last_x = min(first_y + taps, x.shape[1]), min(first_x + tap_width, x.shape[2])
+            inside = (last_y - max(first_y, 0)) * (last_x - max(first_x, 0))
             sums[:] = 0
-            for y in range(max(first_y, 0), min(first_y + taps, x.shape[1])):
-                for z in range(max(first_x, 0), min(first_x + tap_width, x.shape[2])):
+            for y in range(max(first_y, 0), last_y):
+                for z in range(max(first_x, 0), last_x):
                     for channel in range(channels):
                         sums[channel] += x[image, y, z, channel]
             for channel in range(channels):
                 if ratio is None:
-                    out[image, row, column, channel] = sums[channel] / (taps * tap_width)
+                    out[image, row, column, channel] = sums[channel] / (taps * tap_width if counts else inside)
                 else:
-                    out[image, row, column, channel] = _requantize(sums[channel], ratio, _limits(out))
+                    scale = ratio[0 if counts else inside - 1]
+                    out[image, row, column, channel] = _requantize(sums[channel], scale, _limits(out))
 
 
 # --- element by element ----------------------------------------------------------------------------------------------
@@ -660,6 +790,13 @@ def relu(x: Array, out: Array) -> None:
     """`max(x, 0)` of `[n]`."""
     for i in prange(x.size):
         out[i] = max(x[i], x.dtype.type(0))
+
+
+@Kernel
+def clip(x: Array, low: Any, high: Any, out: Array) -> None:
+    """`min(max(x, low), high)` of `[n]`."""
+    for i in prange(x.size):
+        out[i] = min(max(x[i], low), high)
 
 
 @Kernel

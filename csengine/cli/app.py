@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from csengine import __version__
-from csengine.cli import bench, compare, demo, info, pack, profile, run
+from csengine.cli import bench, compare, convert, demo, fpga, info, pack, profile, prune, run
 from csengine.cli.output import printable
 from csengine.errors import CsengineError
 
-_COMMANDS = (demo, run, info, bench, compare, profile, pack)
+_COMMANDS = (demo, run, info, bench, compare, profile, pack, convert, prune, fpga)
 _FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
 
 _DESCRIPTION = "Inference for networks that are sparse twice: packed sparse weights times sparse activations."
@@ -22,6 +23,8 @@ Every command has --help with examples, and --json. MODEL is a packed file or th
 
 environment:
   CSENGINE_BACKEND, CSENGINE_ISA, CSENGINE_NUM_THREADS   defaults; arguments win over the first and the last
+  CSENGINE_FPGA_EMULATE=1, CSENGINE_FPGA_XCLBIN, CSENGINE_FPGA_DEVICE   defaults of the backend fpga
+  CSENGINE_CACHE                                         where builds of emulated hardware are kept
   CSENGINE_PLANNER=model                                 mode auto chooses by a cost model instead of by measuring
   CSENGINE_DEBUG                                         show where an error arose
 
@@ -35,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names and labels may hold what the terminal cannot show
             stream.reconfigure(errors="replace")
     parsed = build_parser().parse_args(arguments)
+    log, news = logging.getLogger("csengine"), logging.StreamHandler()  # what the library has to say: builds
+    log.addHandler(news)
+    log.setLevel(logging.INFO)
     try:
         status: int = parsed.execute(parsed)
         sys.stdout.flush()
@@ -48,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"csengine {parsed.command}: {_message(error)}", file=sys.stderr)
         return _FAILED
+    finally:
+        log.removeHandler(news)
     return status
 
 

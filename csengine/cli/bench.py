@@ -68,7 +68,7 @@ def register(commands: options.Commands) -> None:
     help = f"modes (default: {','.join(modes)})"
     parser.add_argument("--mode", type=options.names(MODES), default=modes, metavar="M,...", help=help)
     peers = options.names(tuple(catalogue.PEERS))
-    help = f"other runtimes ({', '.join(catalogue.PEERS)}), installed by `make bench-peers`"
+    help = f"other runtimes ({', '.join(catalogue.PEERS)}), installed by `make peers`"
     parser.add_argument("--against", type=peers, metavar="P,...", help=help)
     parser.add_argument("--input", metavar="FILE", help="samples to run on, repeated to the batch (default: random)")
     options.add_array(parser)

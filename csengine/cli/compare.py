@@ -1,4 +1,4 @@
-"""`csengine compare`: two backends, modes or models against each other, tensor by tensor."""
+"""`csengine compare`: two backends, modes or models against each other, or against their source, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine.backends import MODES
-from csengine.cli import measure, options, output, shipped
+from csengine.cli import compare_source, measure, options, output, shipped
 from csengine.cli.samples import samples_for
+from csengine.cli.source import is_source
 from csengine.engine import Engine
 from csengine.graph import TensorType
 
@@ -20,9 +21,11 @@ _EXAMPLES = """\
   csengine compare kws --mode dense,sparse-sparse
   csengine compare float.safetensors int8.safetensors   what quantization changed
   csengine compare a.safetensors b.safetensors --input x.npy --json
+  csengine compare model.onnx model.safetensors --plot errors.png   against ONNX Runtime; needs csengine[onnx]
 
 Integers are compared bit for bit, float32 within --tolerance. Tensors of different types or scales are compared by the
-real numbers that they stand for. Places are (sample, row, column, channel). Exit status 1 says that something differs.
+real numbers that they stand for. Places are (sample, row, column, channel). With an ONNX model, the tolerance is of
+the result's relative error (root mean square): 1e-4, or 0.1 for integers. Exit status 1 says that something differs.
 """
 _RESULT, _NEITHER = "(result of run)", "not comparable"
 
@@ -62,8 +65,10 @@ def register(commands: options.Commands) -> None:
     parser.add_argument("--input", metavar="FILE", help="samples to run on (default: random)")
     batch = options.integer(1, options.MAX_BATCH)
     parser.add_argument("-b", "--batch", type=batch, metavar="N", help="batch size (default: all of FILE, or 4)")
-    help = "of float32, relative to a tensor's largest magnitude (default: 1e-5)"
-    parser.add_argument("--tolerance", type=_tolerance, default=measure.FLOAT_TOLERANCE, metavar="X", help=help)
+    help = "of float32, relative to a tensor's largest magnitude (default: 1e-5); see below for ONNX models"
+    parser.add_argument("--tolerance", type=_tolerance, metavar="X", help=help)
+    help = "draw the errors into this file (against an ONNX model only)"
+    parser.add_argument("--plot", metavar="FILE", help=help)
     options.add_array(parser)
     options.add_seed(parser)
     options.add_threads(parser)
@@ -81,9 +86,14 @@ def _tolerance(text: str) -> float:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
+    if is_source(arguments.a):
+        return compare_source.execute(arguments)
+    if is_source(arguments.b) or arguments.plot is not None:
+        raise ValueError("an ONNX model comes first: compare model.onnx model.safetensors; --plot needs one")
     sides = _sides(arguments)
+    tolerance = measure.FLOAT_TOLERANCE if arguments.tolerance is None else arguments.tolerance
     x = samples_for(sides[0][1], arguments.batch, arguments.seed, arguments.input, arguments.array, random=4)
-    rows = _compare(sides[0][1], sides[1][1], x, arguments.tolerance)
+    rows = _compare(sides[0][1], sides[1][1], x, tolerance)
     first = next((row for row in rows if row.status == "different"), None)
     report = {"a": sides[0][0], "b": sides[1][0], "batch": len(x), "equal": first is None, "first": first, "rows": rows}
     print(output.json_text(report) if arguments.json else _text(report))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 import csengine
 from csengine import container
-from csengine.cli import measure
+from csengine.cli import energy, measure
 from csengine.cli.output import Progress
 from csengine.cli.weights import unpack
 from csengine.container import Model
@@ -34,6 +35,8 @@ from csengine.resources import allowed_cpus
 Array = NDArray[Any]
 _SECONDS_TO_LOAD = 600.0
 _SECONDS_TO_RUN = 120.0
+_SECONDS_OF_ENERGY = 0.3  # the counters advance once in a millisecond
+_SECONDS_TO_CALM_DOWN = 0.005  # threads of a pool look for more work for some time before they sleep
 
 
 class PeerError(CsengineError):
@@ -61,7 +64,8 @@ class Entry:
 class Outcome:
     """What became of an entry: times, or the reason why there are none.
 
-    error: relative, of the output. tier: instruction sets used, where the runtime says so.
+    error: relative, of the output. tier: instruction sets used, where the runtime says so. joules: of one call, where
+    the machine has counters.
     """
 
     entry: Entry
@@ -69,6 +73,7 @@ class Outcome:
     timing: measure.Timing | None = None
     failure: str = ""
     tier: str = ""
+    joules: float | None = None
 
 
 def cpus_for(threads: int) -> tuple[int, ...]:
@@ -175,11 +180,13 @@ class Contest:
         """
         with self._loaded(entries, progress) as outcomes:
             running = [i for i, outcome in enumerate(outcomes) if not outcome.failure]
-            timers = [_Timer(self._workers[_worker_name(entries[i], str(i))], str(i)) for i in running]
+            pause = _SECONDS_TO_CALM_DOWN if self.threads > 1 else 0.0
+            timers = [_Timer(self._workers[_worker_name(entries[i], str(i))], str(i), pause) for i in running]
             timings = measure.take_turns(timers, runs, seconds, progress)
             for i, timer, timing in zip(running, timers, timings, strict=True):
-                failure = timer.failure
-                outcomes[i] = replace(outcomes[i], timing=None if failure else timing, failure=failure)
+                used = timer.joules(timing.median)
+                timed = None if timer.failure else timing
+                outcomes[i] = replace(outcomes[i], timing=timed, failure=timer.failure, joules=used)
         return outcomes
 
     @contextmanager
@@ -231,20 +238,32 @@ def _worker_name(entry: Entry, key: str) -> str:
 
 
 class _Timer:
-    """Asks a worker for the seconds of some calls; from the first failure on it gives infinity."""
+    """Asks a worker for the seconds of some calls; from the first failure on it gives infinity.
 
-    def __init__(self, worker: Worker, key: str) -> None:
+    pause: seconds before each turn in which whoever had the last one can go to sleep.
+    """
+
+    def __init__(self, worker: Worker, key: str, pause: float) -> None:
         self.failure = ""
-        self._worker, self._key = worker, key
+        self._worker, self._key, self._pause = worker, key, pause
 
     def __call__(self, runs: int) -> list[float]:
         if not self.failure:
+            time.sleep(self._pause)
             try:
                 answer = self._worker.ask(_SECONDS_TO_RUN, do="time", key=self._key, runs=runs)
                 return [nanoseconds / 1e9 for nanoseconds in answer["nanoseconds"]]
             except PeerError as error:
                 self.failure = str(error)
         return [math.inf] * runs
+
+    def joules(self, seconds: float) -> float | None:
+        """What one call uses, the packages' idle power included; None without counters. seconds: that it takes."""
+        counters = energy.counters()
+        if not counters or self.failure:
+            return None
+        runs = max(1, round(_SECONDS_OF_ENERGY / seconds))
+        return energy.joules(counters, lambda: self(runs)) / (runs + 1)  # one call is not timed
 
 
 class _Files:

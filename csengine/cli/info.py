@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from csengine.backends import KernelTiming
 from csengine.cli import machine, options, output, shipped
 from csengine.cli.weights import HEADER, LayerWeights, Totals, describe_weights, total, weight_cells
 from csengine.container import Model
@@ -26,6 +27,7 @@ def register(commands: options.Commands) -> None:
     parser = options.add_command(commands, "info", text, _EXAMPLES, execute)
     options.add_model(parser)
     options.add_backend(parser)
+    options.add_fpga(parser)
     options.add_mode(parser)
     options.add_threads(parser)
 
@@ -33,7 +35,13 @@ def register(commands: options.Commands) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     packed = shipped.load_model(arguments.model)
-    engine = Engine(packed.model, backend=arguments.backend, threads=arguments.threads, mode=arguments.mode)
+    engine = Engine(
+        packed.model,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        mode=arguments.mode,
+        **options.fpga(arguments),
+    )
     report = _report(packed, engine)
     print(output.json_text(report) if arguments.json else _text(report))
     return 0
@@ -163,10 +171,21 @@ def _plan_text(plan: Sequence[LayerPlan]) -> str:
     rows = []
     for row in plan:
         counts = (f"{row.macs_dense:,}", f"{row.macs_done:,}") if row.macs_dense else ("", "")
-        rows.append((row.name, row.mode, row.kernel or "(with a later step)", row.tier, *counts))
+        times = (_microseconds(next(iter(row.measured), None)), _microseconds(row.dense), _timing(row.runner_up))
+        rows.append((row.name, row.mode, row.kernel or "(with a later step)", row.tier, *counts, *times))
     dense, done = sum(row.macs_dense for row in plan), sum(row.macs_done for row in plan)
-    rows.append(("together", "", "", "", f"{dense:,}", f"{done:,}"))
-    return output.table(("node", "mode", "kernel", "tier", ">MACs dense", ">MACs done"), rows)
+    rows.append(("together", "", "", "", f"{dense:,}", f"{done:,}", "", "", ""))
+    header = ("node", "mode", "kernel", "tier", ">MACs dense", ">MACs done", ">µs", ">µs if dense", "runner-up")
+    clocks = [f"\n{row.name}: {row.cycles:,.1f} clock cycles per sample, measured" for row in plan if row.cycles]
+    return output.table(header, rows) + "".join(clocks)
+
+
+def _microseconds(timing: KernelTiming | None) -> str:
+    return "" if timing is None else f"{timing.seconds * 1e6:.1f}"
+
+
+def _timing(timing: KernelTiming | None) -> str:
+    return "" if timing is None else f"{timing.kernel} {_microseconds(timing)} µs"
 
 
 def _machine(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,9 @@ import numpy as np
 from csengine import Engine, __version__
 from csengine.container import Model
 from csengine.engine import BACKENDS
-from csengine.errors import BackendUnavailableError
+from csengine.errors import BackendUnavailableError, CsengineError
 from csengine.graph import Graph, Input, Relu
-from csengine.resources import allowed_cpus, default_threads
+from csengine.resources import allowed_cpus, cpu_model, default_threads
 
 
 def describe() -> dict[str, Any]:
@@ -43,17 +41,6 @@ def summary(machine: dict[str, Any]) -> str:
         return f"{machine['cpu']}, {cores}"
     busy = " (busy: times are unsteady)" if load > machine["cores"] + 0.5 else ""
     return f"{machine['cpu']}, {cores}, load {load:.1f}{busy}"
-
-
-@functools.cache
-def cpu_model() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine() or "unknown processor"
 
 
 def _versions() -> dict[str, str]:
@@ -85,6 +72,6 @@ def backends() -> dict[str, str]:
         try:
             Engine(model, backend=name, threads=1)
             found[name] = ""
-        except (BackendUnavailableError, ImportError) as error:
+        except (CsengineError, ImportError) as error:
             found[name] = str(error).removeprefix(f"{name}: ")
     return found

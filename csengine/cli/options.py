@@ -45,6 +45,20 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=ALL_BACKENDS, default="auto", help="what computes (default: auto)")
 
 
+def add_fpga(parser: argparse.ArgumentParser) -> None:
+    """--emulate, --xclbin and --device of the backend fpga."""
+    group = parser.add_argument_group("with --backend fpga")
+    help = "run the hardware's RTL here, behind XRT; the first time for a shape, build it (a minute or two)"
+    group.add_argument("--emulate", action="store_true", default=None, help=help)
+    group.add_argument("--xclbin", metavar="FILE", help="the hardware, built for the model's shape")
+    group.add_argument("--device", metavar="N|BDF[,…]", help="cards by index or address (default: all)")
+
+
+def fpga(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_fpga` was given, as arguments of `Engine`."""
+    return {"emulate": arguments.emulate, "xclbin": arguments.xclbin, "device": arguments.device}
+
+
 def add_mode(parser: argparse.ArgumentParser) -> None:
     """--mode with one value."""
     parser.add_argument("--mode", choices=MODES, default="auto", help="sparsity that may be used (default: auto, both)")
@@ -66,6 +80,47 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 def add_array(parser: argparse.ArgumentParser) -> None:
     """--array, for .npz files."""
     parser.add_argument("--array", metavar="NAME", help="which array of a .npz file (default: its only one)")
+
+
+def add_input_shape(parser: argparse.ArgumentParser) -> None:
+    """--input-shape, for models that leave it open."""
+    help = "of one sample, where the model leaves it open, such as 3,224,224"
+    parser.add_argument("--input-shape", type=_shape, metavar="N,N,N", help=help)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    extent = integer(1, 2**20)
+    return tuple(extent(item) for item in text.split(","))
+
+
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected above 0 and below 1, such as 0.9")
+    return value
+
+
+def layer_share(text: str) -> tuple[str, float]:
+    """A layer's name and a share, as in fc=0.95."""
+    name, found, number = text.rpartition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=X; expected such as fc=0.95")
+    return name, share(number)
+
+
+def percentile(text: str) -> float:
+    """A percentile above 50, up to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 50 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentile above 50, up to 100")
+    return value
 
 
 def integer(lowest: int, highest: int) -> Callable[[str], int]:

@@ -32,13 +32,14 @@ def register(commands: options.Commands) -> None:
     options.add_array(parser)
     options.add_seed(parser)
     options.add_backend(parser)
+    options.add_fpga(parser)
     options.add_mode(parser)
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     packed = shipped.load_model(arguments.model)
-    engine = Engine(packed.model, backend=arguments.backend, threads=1, mode=arguments.mode)
+    engine = Engine(packed.model, backend=arguments.backend, threads=1, mode=arguments.mode, **options.fpga(arguments))
     x = samples_for(engine, arguments.batch, arguments.seed, arguments.input, arguments.array)
     with output.Progress("profiling", 1 + measure.ROUNDS) as progress:
         profile = engine.profile(x, arguments.passes)
@@ -71,6 +72,7 @@ def _layer(layer: LayerProfile) -> dict[str, Any]:
         "seconds": layer.seconds,
         "macs_dense": layer.macs_dense,
         "macs_done": layer.macs_done,
+        "cycles": layer.cycles,
         "effective_macs_per_second": layer.effective_rate,
         "real_macs_per_second": layer.real_rate,
     }
@@ -92,7 +94,10 @@ def _text(report: dict[str, Any], profile: Profile) -> str:
     rows.append(("together", "", "", "", output.microseconds(profile.seconds), "", "", "", "", ""))
     median = output.microseconds(report["run_seconds"])
     whole = f"one call of run takes {median} µs (median, without the clock between steps)"
-    return f"{output.facts(head)}\n\n{output.table(_HEADER, rows)}\n\n{whole}"
+    clocks = [
+        f"; {layer.name}: {layer.cycles:,.1f} clock cycles per sample" for layer in profile.layers if layer.cycles
+    ]
+    return f"{output.facts(head)}\n\n{output.table(_HEADER, rows)}\n\n{whole}{''.join(clocks)}"
 
 
 def _cells(layer: LayerProfile, together: float) -> tuple[str, ...]:

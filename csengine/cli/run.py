@@ -20,6 +20,7 @@ _EXAMPLES = """\
   csengine run model.safetensors x.npy       one sample, or a batch of any size
   csengine run model.safetensors x.npz --array images -o y.npy
   csengine run kws hello.wav --json
+  csengine run kws hello.wav --backend fpga --emulate
 """
 _MOST_LINES = 20
 
@@ -35,6 +36,7 @@ def register(commands: options.Commands) -> None:
     )
     options.add_array(parser)
     options.add_backend(parser)
+    options.add_fpga(parser)
     options.add_mode(parser)
     options.add_threads(parser)
 
@@ -43,7 +45,13 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
     target = _checked_target(arguments.output)
     packed = shipped.load_model(arguments.model)
-    engine = Engine(packed.model, backend=arguments.backend, threads=arguments.threads, mode=arguments.mode)
+    engine = Engine(
+        packed.model,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        mode=arguments.mode,
+        **options.fpga(arguments),
+    )
     samples = read_samples(arguments.input, engine, arguments.array)
     y = engine.run(samples.values)
     if target is not None and target.suffix == ".npy":

@@ -59,7 +59,7 @@ def _read(path: str, engine: Engine, array: str | None) -> Samples:
         return Samples(read_recording(path, engine.model, engine.input_shape), (path,))
     if suffix not in (".npy", ".npz"):
         raise ValueError(f"{path}: has suffix {suffix or '(none)'}; expected .npy, .npz or .wav")
-    values = _read_array(path, array)
+    values = read_array(path, array)
     if values.shape == engine.input_shape:
         return Samples(values[None], (path,), is_single=True)
     if values.ndim == 0 or values.shape[1:] != engine.input_shape:
@@ -70,8 +70,8 @@ def _read(path: str, engine: Engine, array: str | None) -> Samples:
     return Samples(values, tuple(f"{path}[{i}]" for i in range(len(values))))
 
 
-def _read_array(path: str, name: str | None) -> Array:
-    """The array of a .npy file, or one of a .npz file. Never unpickles."""
+def read_array(path: str, name: str | None) -> Array:
+    """The array of a .npy file, or one of a .npz file. Never unpickles. Raises ValueError, OSError."""
     try:
         content: Any = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:

@@ -134,8 +134,8 @@ def interpreter(peer: str) -> Path:
     path = directory() / peer / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not path.is_file():
         raise BackendUnavailableError(
-            f"{peer} has no environment ({path} is missing); run `make bench-peers` in a source tree, which installs "
-            f"bench/peers/*.txt there, or let CSENGINE_PEERS name a directory with a virtual environment {peer}"
+            f"{peer} has no environment ({path} is missing); run `make peers PEERS={peer}` in a source tree, which "
+            f"installs bench/peers/{peer}.txt, or let CSENGINE_PEERS name a directory with a virtual environment {peer}"
         )
     return path
 

@@ -17,6 +17,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -65,6 +66,9 @@ def _real(graph: Graph, node: Node) -> tuple[Node, ...]:
     match node:
         case Input():
             return (replace(node, dtype="float32", scale=None),)
+        case Clip():
+            low, high = real_bounds(graph, node)
+            return (replace(node, minimum=low, maximum=high),)
         case AveragePool() | Add() | Concat():
             return _clamped(graph, replace(node, requantization=None))
         case Dequantize():
@@ -73,6 +77,13 @@ def _real(graph: Graph, node: Node) -> tuple[Node, ...]:
                 return (Reshape(name=node.name, inputs=node.inputs, shape=graph.types[node.name].shape),)
             return (Affine(name=node.name, inputs=node.inputs, scale=ratio, shift=np.zeros_like(ratio)),)
     return (node,)
+
+
+def real_bounds(graph: Graph, node: Clip) -> tuple[float | None, float | None]:
+    """What a node clips to, in real numbers."""
+    scale = graph.types[node.name].scale or 1.0
+    low, high = (None if bound is None else bound * scale for bound in (node.minimum, node.maximum))
+    return low, high
 
 
 def rescaling(graph: Graph, node: Dequantize) -> NDArray[np.float32] | None:

@@ -29,6 +29,7 @@ from csengine.graph import (
     Add,
     Affine,
     AveragePool,
+    Clip,
     Concat,
     Conv2d,
     Dequantize,
@@ -41,7 +42,16 @@ from csengine.graph import (
     Reshape,
     Softmax,
 )
-from csengine.peers.functions import conv_weight, flattened, linear_weight, real, rescaling, units, weight_scale
+from csengine.peers.functions import (
+    conv_weight,
+    flattened,
+    linear_weight,
+    real,
+    real_bounds,
+    rescaling,
+    units,
+    weight_scale,
+)
 
 Array = NDArray[Any]
 Form = Literal["float", "qdq", "integer", "int4"]
@@ -178,12 +188,18 @@ class _Writer:
         match node:
             case Relu():
                 return self._emit("Relu", inputs)
+            case Clip():
+                bounds = real_bounds(self.graph, node)
+                limits = ["" if bound is None else self._constant(bound, np.float32) for bound in bounds]
+                return self._emit("Clip", [*inputs, *limits])
             case KWTA():
                 return self._winners(node, inputs[0])
             case MaxPool():
                 return self._emit("MaxPool", inputs, **self._window(node))
             case AveragePool():
-                return self._emit("AveragePool", inputs, count_include_pad=1, **self._window(node))
+                return self._emit(
+                    "AveragePool", inputs, count_include_pad=int(node.count_padding), **self._window(node)
+                )
             case Add():
                 return self._emit("Add", inputs)
             case Concat():
@@ -261,14 +277,16 @@ class _Writer:
     def _weight(self, node: Conv2d | Linear) -> Array:
         return conv_weight(node) if isinstance(node, Conv2d) else linear_weight(node, self.flat.get(node.inputs[0]))
 
-    def _apply(self, node: Conv2d | Linear, source: str, weight: str, bias: str | None) -> str:
-        """A layer on float tensors."""
+    def _apply(
+        self, node: Conv2d | Linear, source: str, weight: str, bias: str | None, *, transposed: bool = False
+    ) -> str:
+        """A layer on float tensors. transposed: a linear layer's weight is [O, R]."""
+        inputs = [source, weight] if bias is None else [source, weight, bias]
         if isinstance(node, Conv2d):
-            inputs = [source, weight] if bias is None else [source, weight, bias]
             return self._emit("Conv", inputs, group=node.groups, **self._window(node))
-        if bias is None:
-            return self._emit("MatMul", [source, weight])
-        return self._emit("Gemm", [source, weight, bias])
+        if bias is None and not transposed:
+            return self._emit("MatMul", inputs)
+        return self._emit("Gemm", inputs, transB=int(transposed))
 
     def _float_layer(self, node: Conv2d | Linear) -> str:
         source = self._real(node.inputs[0])
@@ -293,15 +311,15 @@ class _Writer:
         return self._emit("MatMulNBits", arguments, domain="com.microsoft", **sizes)
 
     def _qdq_layer(self, node: Conv2d | Linear) -> str:
-        axis, size = (0 if isinstance(node, Conv2d) else 1), node.kernels
-        scales = self._constant(weight_scale(self.graph, node), np.float32)
-        integers = self._constant(self._weight(node), np.int8)
-        weight = self._emit("DequantizeLinear", [integers, scales, self._zero("int8", size)], axis=axis)
+        scales, zeros = self._constant(weight_scale(self.graph, node), np.float32), self._zero("int8", node.kernels)
+        # [O, R] as well: OpenVINO stores weights sparse only if it need not transpose them.
+        integers = self._constant(self._weight(node) if isinstance(node, Conv2d) else self._weight(node).T, np.int8)
+        weight = self._emit("DequantizeLinear", [integers, scales, zeros], axis=0)
         bias = None
         if node.bias is not None:
             arguments = [self._constant(node.bias, np.int32), self._constant(units(self.graph, node), np.float32)]
             bias = self._emit("DequantizeLinear", arguments, axis=0)
-        return self._apply(node, self._real(node.inputs[0]), weight, bias)
+        return self._apply(node, self._real(node.inputs[0]), weight, bias, transposed=True)
 
     def _integer_layer(self, node: Conv2d | Linear) -> str:
         source, kind = self._quantized(node.inputs[0]), self.graph.input_types(node)[0]

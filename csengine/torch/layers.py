@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from csengine.torch.masks import ComplementaryMask, Image, matrix_from_weight, weight_from_matrix
+from csengine.masks import ComplementaryMask, Image, matrix_from_weight, weight_from_matrix
 
 
 class MaskedWeight(nn.Module):

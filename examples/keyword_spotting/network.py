@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from csengine.masks import matrix_from_weight
 from csengine.torch import KWinners, attach_mask, magnitude_mask, random_mask
-from csengine.torch.masks import matrix_from_weight
 
 IMAGE = (64, 5, 5)
 """The (C, H, W) that is flattened in front of the linear layer."""

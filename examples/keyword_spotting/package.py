@@ -20,7 +20,7 @@ from train import accuracy, add_arguments, load_network, prepare, recipe_of
 from csengine import Engine, audio
 from csengine.container import Model, save
 from csengine.convert import convert
-from csengine.torch.export import export
+from csengine.importers.torch import load
 
 SHIPPED = {"kws": "sparse-sparse-blocked", "kws_paper": "sparse-sparse"}
 OUTPUT = Path(audio.__file__).parent / "models"
@@ -45,7 +45,7 @@ def calibration_clips(features: dict[str, dataset.Features]) -> NDArray[np.float
 
 def pack_network(network: nn.Sequential, calibration: NDArray[np.float32], measured: dict[str, object]) -> Model:
     """The packed integer model of a trained network. ``measured``: accuracies to record in it."""
-    graph = export(network, (1, audio.MEL_BANDS, audio.FRAMES))
+    graph = load(network, (1, audio.MEL_BANDS, audio.FRAMES))
     described = {"labels": dataset.LABELS, "preprocessing": PREPROCESSING, "accuracy": measured}
     model, _ = convert(graph, calibration, percentile=PERCENTILE, **described)
     return model

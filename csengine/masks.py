@@ -18,6 +18,7 @@ EMPTY = -1
 """In ``members``: a slot without a kernel block."""
 
 Image = tuple[int, int, int]
+_SAMPLED_ROWS = 2048  # row blocks looked at while sets are searched: bounds the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +65,27 @@ def magnitude_mask(
     rng: np.random.Generator,
     block: tuple[int, int] = (1, 1),
     blocks_per_kernel: int | None = None,
+    sweeps: int = 0,
 ) -> ComplementaryMask:
     """The complementary mask that keeps the strongest kernel per row block and set of a matrix [R, O].
 
     Strength is the sum of squares over a U×V block. The strongest pairs of row block and kernel block are granted
     first; a kernel block that has all its row blocks (``blocks_per_kernel``, or an even share) gets no more.
+    ``sweeps``: how often every set tries to swap a kernel block with another set so that more strength is kept; with 0,
+    sets are runs of neighbours.
     """
+    strength = block_strength(weights, block)
+    order = None if sweeps == 0 else _search_order(strength, set_size, sweeps, rng)
     rows, kernels = weights.shape
-    u, v = block
+    return _best_mask(strength, rows, kernels, set_size, block, blocks_per_kernel, rng, order)
+
+
+def block_strength(weights: NDArray[Any], block: tuple[int, int]) -> NDArray[np.float64]:
+    """Sums of squares [row blocks, kernel blocks] of the blocks (U, V) of a matrix [R, O]."""
+    (rows, kernels), (u, v) = weights.shape, block
     padded = np.pad(np.square(weights, dtype=np.float64), [(0, -rows % u), (0, -kernels % v)])
-    strength = padded.reshape(len(padded) // u, u, -1, v).sum(axis=(1, 3))
-    return _best_mask(strength, rows, kernels, set_size, block, blocks_per_kernel, rng)
+    strength: NDArray[np.float64] = padded.reshape(len(padded) // u, u, -1, v).sum(axis=(1, 3))
+    return strength
 
 
 def _count(size: int, block: int) -> int:
@@ -89,10 +100,11 @@ def _best_mask(
     block: tuple[int, int],
     blocks_per_kernel: int | None,
     rng: np.random.Generator,
+    order: NDArray[np.int64] | None = None,
 ) -> ComplementaryMask:
-    """The mask for strengths [row blocks, kernel blocks]; sets are runs of neighbours, evenly filled."""
+    """The mask for strengths [row blocks, kernel blocks]; sets are runs of kernel blocks in order, evenly filled."""
     row_blocks, kernel_blocks = strength.shape
-    sets = np.array_split(np.arange(kernel_blocks), _count(kernel_blocks, set_size))
+    sets = _runs(np.arange(kernel_blocks) if order is None else order, set_size)
     members = np.full((len(sets), set_size), EMPTY, np.int32)
     pattern = np.zeros(strength.shape, bool)
     for slots, kernel_set in zip(members, sets, strict=True):
@@ -103,6 +115,49 @@ def _best_mask(
         pattern[owned, kernel_set[owner[owned]]] = True
     matrix = np.repeat(np.repeat(pattern, block[0], axis=0), block[1], axis=1)[:rows, :kernels]
     return ComplementaryMask(matrix, members, block)
+
+
+def _runs(order: NDArray[np.int64], set_size: int) -> list[NDArray[np.int64]]:
+    return np.array_split(order, _count(len(order), set_size))
+
+
+def _search_order(
+    strength: NDArray[np.float64], set_size: int, sweeps: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """An order of the kernel blocks whose runs keep much strength: in every row block, a set keeps its strongest."""
+    rows = rng.choice(len(strength), min(len(strength), _SAMPLED_ROWS), replace=False)
+    columns = strength[rows].T.copy()
+    sets = _runs(rng.permutation(strength.shape[1]), set_size)
+    for _ in range(sweeps if len(sets) > 1 else 0):
+        others = rng.permutation(len(sets))
+        for a, b in zip(others, np.roll(others, 1), strict=True):
+            _swap_best(columns, sets[a], sets[b])
+    return np.concatenate(sets)
+
+
+def _swap_best(columns: NDArray[np.float64], a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+    """Swap the members of two sets, in place, that raises most what both keep, if any does."""
+    left, right = columns[a], columns[b]
+    rest_left, rest_right = _without_each(left), _without_each(right)
+    best, chosen = left.max(axis=0).sum() + right.max(axis=0).sum(), None
+    for i in range(len(a)):
+        kept = np.maximum(rest_left[i], right).sum(axis=1) + np.maximum(rest_right, left[i]).sum(axis=1)
+        j = int(kept.argmax())
+        if kept[j] > best * (1 + 1e-12):
+            best, chosen = kept[j], (i, j)
+    if chosen is not None:
+        i, j = chosen
+        a[i], b[j] = b[j], a[i]
+
+
+def _without_each(members: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For every member of a set [members, rows], the largest strength of the others."""
+    if len(members) == 1:
+        return np.zeros_like(members)
+    order = np.partition(members, len(members) - 2, axis=0)
+    second, first = order[-2], order[-1]
+    rest: NDArray[np.float64] = np.where(members == first, second, first)
+    return rest
 
 
 def _shares(

@@ -1,24 +1,22 @@
-// The network's input as 8-bit integers, avx512vnni tier.
+// The network's input as 8-bit integers, avx512 tier.
 //
 // Why it is fast: 16 values take a multiplication, a clamp and one conversion, which rounds half to even by itself.
 // Clamping comes first, on integers that float32 holds exactly, because the conversion of a huge value is undefined.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "arithmetic.h"
-#include "avx512vnni.h"
-#include "avx512vnni_math.h"
+#include "avx512.h"
+#include "avx512_math.h"
 
-namespace cs::avx512vnni {
+namespace cs::avx512 {
 namespace {
 
-CS_AVX512VNNI void quantize(const float* x, int64_t size, float inv_scale, float lowest, float largest,
-                            std::byte* out) {
+CS_AVX512 void quantize(const float* x, int64_t size, float inv_scale, float lowest, float largest, std::byte* out) {
     const __m512 scale_f32x16 = _mm512_set1_ps(inv_scale);
     const __m512 lowest_f32x16 = _mm512_set1_ps(lowest), largest_f32x16 = _mm512_set1_ps(largest);
     for (int64_t i = 0; i < size; i += 16) {
-        const auto mask = static_cast<__mmask16>(size - i < 16 ? (1u << (size - i)) - 1 : 0xffff);
+        const __mmask16 mask = first16(size - i);
         const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), scale_f32x16);
         const __m512 clamped = _mm512_min_ps(_mm512_max_ps(scaled, lowest_f32x16), largest_f32x16);
         _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(clamped)));
@@ -54,4 +52,4 @@ std::unique_ptr<Step> input(const InputSpec& spec) {
     return element_bytes(spec.output.dtype) == 1 ? std::make_unique<Input>(spec) : nullptr;
 }
 
-}  // namespace cs::avx512vnni
+}  // namespace cs::avx512

@@ -1,0 +1,19 @@
+// The avx2 tier: vectors of 256 bits with AVX2, FMA, BMI1, BMI2, POPCNT and LZCNT (Haswell and Zen, and later).
+#pragma once
+
+#include <memory>
+
+#include "kernel.h"
+
+namespace cs::avx2 {
+
+std::unique_ptr<Step> input(const InputSpec&);
+std::unique_ptr<Step> conv_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
+std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> kwta(const KwtaSpec&);
+
+}  // namespace cs::avx2

@@ -1,0 +1,120 @@
+// The vocabulary of the kernels that several tiers share (conv_lanes.h and others), in vectors of 256 bits. Everything
+// has internal linkage and carries its target, so that no other tier can end up calling it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernel.h"
+
+#define CS_AVX2 __attribute__((target("avx2,fma,bmi,bmi2,popcnt,lzcnt")))
+#define CS_TIER CS_AVX2
+
+namespace cs {
+namespace {
+
+constexpr int kLanes = 8;        // of 32 bits
+constexpr int kTile = 12;        // sums that stay in registers beside an input, a weight and a product
+constexpr bool kIsExact = true;  // whether requantization is exact whatever the accumulators
+
+// Exact requantization of four accumulators in double: acc * M and half of 2**s are integers below 2**48, so that their
+// sum, too, is exact at any power of two.
+CS_AVX2 inline __m128i requantize4(__m128i acc_s32x4, __m128 scale_f32x4, double lowest, double largest) {
+    const __m256d scale_f64x4 = _mm256_cvtps_pd(scale_f32x4);
+    const __m256d rounded_f64x4 =
+        _mm256_floor_pd(_mm256_fmadd_pd(_mm256_cvtepi32_pd(acc_s32x4), scale_f64x4, _mm256_set1_pd(0.5)));
+    const __m256d above_f64x4 = _mm256_max_pd(rounded_f64x4, _mm256_set1_pd(lowest));
+    return _mm256_cvttpd_epi32(_mm256_min_pd(above_f64x4, _mm256_set1_pd(largest)));
+}
+
+// The first `count` lanes.
+CS_AVX2 inline __m256i first_lanes(int count) {
+    const __m256i lane_s32x8 = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane_s32x8);
+}
+
+// Eight int8 as integers of 32 bits.
+CS_AVX2 inline __m256i widen_lanes(const int8_t* from) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+
+// A bit for every lane that is not zero.
+CS_AVX2 inline uint32_t nonzero_lanes(const int32_t* from) {
+    const __m256i x_s32x8 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i zero_s32x8 = _mm256_cmpeq_epi32(x_s32x8, _mm256_setzero_si256());
+    return ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(zero_s32x8))) & 0xff;
+}
+
+// 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.
+struct Pairs {
+    using Vector = __m256i;
+    using Input = int16_t;   // as it is multiplied
+    using Source = int8_t;   // of the weights
+    using Weight = int16_t;  // as it is multiplied
+    static constexpr int kInputs = 2;
+
+    CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+    CS_AVX2 static void store(void* to, Vector x) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
+    CS_AVX2 static Vector broadcast(const void* from) {
+        int32_t pair;
+        std::memcpy(&pair, from, sizeof pair);
+        return _mm256_set1_epi32(pair);
+    }
+    CS_AVX2 static Vector load_weight(const int8_t* from) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    CS_AVX2 static Vector multiply_add(Vector sum_s32x8, Vector input_s16x16, Vector weight_s16x16) {
+        return _mm256_add_epi32(sum_s32x8, _mm256_madd_epi16(input_s16x16, weight_s16x16));
+    }
+    CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
+
+    // Results of the first `count` lanes.
+    CS_AVX2 static void write(void* to, int count, Vector sum_s32x8, const float* scale, DType out) {
+        if (out == DType::s32) {
+            _mm256_maskstore_epi32(static_cast<int*>(to), first_lanes(count), sum_s32x8);
+            return;
+        }
+        const double lowest = out == DType::u8 ? 0 : -128, largest = out == DType::u8 ? 255 : 127;
+        const __m128i low = requantize4(_mm256_castsi256_si128(sum_s32x8), _mm_loadu_ps(scale), lowest, largest);
+        const __m128i high =
+            requantize4(_mm256_extracti128_si256(sum_s32x8, 1), _mm_loadu_ps(scale + 4), lowest, largest);
+        const __m128i words_s16x8 = _mm_packs_epi32(low, high);
+        const __m128i bytes_x8x8 = out == DType::u8 ? _mm_packus_epi16(words_s16x8, words_s16x8)  //
+                                                    : _mm_packs_epi16(words_s16x8, words_s16x8);
+        const int64_t bytes = _mm_cvtsi128_si64(bytes_x8x8);
+        if (count >= kLanes) {
+            std::memcpy(to, &bytes, kLanes);
+        } else {
+            std::memcpy(to, &bytes, count);
+        }
+    }
+};
+
+// float32: one input at a time.
+struct Floats {
+    using Vector = __m256;
+    using Input = float;
+    using Source = float;
+    using Weight = float;
+    static constexpr int kInputs = 1;
+
+    CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_ps(static_cast<const float*>(from)); }
+    CS_AVX2 static void store(void* to, Vector x) { _mm256_storeu_ps(static_cast<float*>(to), x); }
+    CS_AVX2 static Vector broadcast(const void* from) { return _mm256_broadcast_ss(static_cast<const float*>(from)); }
+    CS_AVX2 static Vector load_weight(const float* from) { return load(from); }
+    CS_AVX2 static Vector multiply_add(Vector sum, Vector input, Vector weight) {
+        return _mm256_fmadd_ps(input, weight, sum);
+    }
+    CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+    CS_AVX2 static void write(void* to, int count, Vector sum, const float*, DType) {
+        if (count >= kLanes) {
+            store(to, sum);
+        } else {
+            _mm256_maskstore_ps(static_cast<float*>(to), first_lanes(count), sum);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace cs

@@ -1,0 +1,92 @@
+// The vocabulary of the kernels that several tiers share (conv_lanes.h and others), in vectors of 512 bits.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "avx512_math.h"
+#include "kernel.h"
+
+#define CS_TIER CS_AVX512
+
+namespace cs {
+namespace {
+
+constexpr int kLanes = 16;        // of 32 bits
+constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
+constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
+
+// Sixteen int8 as integers of 32 bits.
+CS_AVX512 inline __m512i widen_lanes(const int8_t* from) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+// A bit for every lane that is not zero.
+CS_AVX512 inline uint32_t nonzero_lanes(const int32_t* from) {
+    const __m512i x_s32x16 = _mm512_loadu_si512(from);
+    return _mm512_test_epi32_mask(x_s32x16, x_s32x16);
+}
+
+// 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.
+struct Pairs {
+    using Vector = __m512i;
+    using Input = int16_t;   // as it is multiplied
+    using Source = int8_t;   // of the weights
+    using Weight = int16_t;  // as it is multiplied
+    static constexpr int kInputs = 2;
+
+    CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_si512(from); }
+    CS_AVX512 static void store(void* to, Vector x) { _mm512_storeu_si512(to, x); }
+    CS_AVX512 static Vector broadcast(const void* from) {
+        int32_t pair;
+        std::memcpy(&pair, from, sizeof pair);
+        return _mm512_set1_epi32(pair);
+    }
+    CS_AVX512 static Vector load_weight(const int8_t* from) {
+        return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    CS_AVX512 static Vector multiply_add(Vector sum_s32x16, Vector input_s16x32, Vector weight_s16x32) {
+        return _mm512_add_epi32(sum_s32x16, _mm512_madd_epi16(input_s16x32, weight_s16x32));
+    }
+    CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
+
+    // Results of the first `count` lanes.
+    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out) {
+        if (out == DType::s32) {
+            _mm512_mask_storeu_epi32(to, first16(count), sum_s32x16);
+            return;
+        }
+        const __m512i result_s32x16 = requantize16(sum_s32x16, _mm512_loadu_ps(scale));
+        const __m128i bytes_x8x16 = narrow16(result_s32x16, out == DType::u8);
+        if (count >= kLanes) {
+            _mm_storeu_si128(static_cast<__m128i*>(to), bytes_x8x16);
+        } else {
+            _mm_mask_storeu_epi8(to, first16(count), bytes_x8x16);
+        }
+    }
+};
+
+// float32: one input at a time.
+struct Floats {
+    using Vector = __m512;
+    using Input = float;
+    using Source = float;
+    using Weight = float;
+    static constexpr int kInputs = 1;
+
+    CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_ps(from); }
+    CS_AVX512 static void store(void* to, Vector x) { _mm512_storeu_ps(to, x); }
+    CS_AVX512 static Vector broadcast(const void* from) { return _mm512_set1_ps(*static_cast<const float*>(from)); }
+    CS_AVX512 static Vector load_weight(const float* from) { return load(from); }
+    CS_AVX512 static Vector multiply_add(Vector sum, Vector input, Vector weight) {
+        return _mm512_fmadd_ps(input, weight, sum);
+    }
+    CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType) {
+        _mm512_mask_storeu_ps(to, first16(count), sum);
+    }
+};
+
+}  // namespace
+}  // namespace cs

@@ -1,0 +1,289 @@
+// Linear layers, dense, sparse-dense and sparse-sparse, int8 and float32: one body for the tiers without 8-bit dot
+// products. A file that includes it includes the vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h).
+//
+// Why it is fast: the lanes are kernels, and an input is broadcast once for all of them. Dense weights lie in chunks of
+// kernels whose sums stay in registers: per unit of inputs one load of weights and one multiplication with addition,
+// and inactive units are left out by a list. A packed row lies together as it is read, an active row costs one straight
+// read: per vector of kernels its products are added between a load and a store of their sums, route by address. int8
+// weights are widened as they are loaded (VPMOVSX, port 5), so that memory holds a byte each: where they exceed the
+// cache their bytes are the bound, in it the instructions.
+//
+// The rows of a packed matrix need U = 1 or 4, and V a multiple of the lanes. Products of single weights (V = 1) have
+// no neighbours to share a vector with: routing them one by one, as the scalar kernel does, takes no longer than their
+// stores.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../aligned.h"
+#include "arithmetic.h"
+#include "dot_layout.h"
+
+namespace cs {
+namespace {
+
+constexpr int kChunk = kTile / 3 * 2;  // vectors of sums in registers
+constexpr int kPrefetch = 4;           // packed rows ahead
+
+#define CS_UNROLL _Pragma("GCC unroll 32")
+
+// An int8 input alone in a 32-bit lane: a pair whose second half is zero.
+struct Ones : Pairs {
+    static constexpr int kInputs = 1;
+    CS_TIER static Vector load_weight(const int8_t* from) { return widen_lanes(from); }
+};
+
+// Indices of the groups of DWORDS 32-bit units in which any is not zero; their number. x has zeros to a whole vector.
+template <int DWORDS>
+CS_TIER int select(const int32_t* x, int count, int32_t* active) {
+    constexpr uint32_t kFirst = DWORDS == 1 ? 0xffff : DWORDS == 2 ? 0x5555 : 0x1111;
+    int found = 0;
+    for (int i = 0; i < count; i += kLanes / DWORDS) {
+        uint32_t any = nonzero_lanes(x + i * DWORDS);
+        if constexpr (DWORDS > 1) any |= any >> 1;
+        if constexpr (DWORDS > 2) any |= any >> 2;
+        for (any &= kFirst; any; any &= any - 1) active[found++] = i + __builtin_ctz(any) / DWORDS;
+    }
+    return found;
+}
+
+// What all linear layers share: the inputs as they are multiplied, the selection, the sums and their way out.
+template <class P>
+class Linear : public Step {
+  public:
+    // units: groups of `dwords` units of 32 bits that are selected together.
+    Linear(const LayerSpec& spec, bool select, int dwords, int groups)
+        : input_(spec.input),
+          output_(spec.output),
+          select_(select),
+          dwords_(dwords),
+          groups_(groups),
+          kernels_(spec.kernels),
+          padded_(static_cast<int>(round_up(spec.kernels, kLanes))),
+          bias_(padded_bias(spec)),
+          scale_(padded_scale(spec)) {}
+
+    size_t scratch_bytes() const override { return active_offset() + sizeof(int32_t) * (groups_ + kLanes); }
+
+    void run(const Call& call) const noexcept override {
+        auto* sums = reinterpret_cast<int32_t*>(call.scratch);
+        auto* x = reinterpret_cast<int32_t*>(call.scratch + input_offset());
+        auto* active = reinterpret_cast<int32_t*>(call.scratch + active_offset());
+        for (int64_t n = 0; n < call.samples; ++n) {
+            prepare(sample<std::byte>(call.inputs[0], input_, n), x);
+            const int count = select_ ? select_groups(x, active) : groups_;
+            accumulate(x, select_ ? active : nullptr, count, sums);
+            write_out(sums, sample<std::byte>(call.output, output_, n));
+        }
+    }
+
+  protected:
+    // sums[kernel] = bias + products of the groups listed, or of all.
+    virtual void accumulate(const int32_t* x, const int32_t* active, int count, int32_t* sums) const = 0;
+
+    int padded() const { return padded_; }
+    int groups() const { return groups_; }
+    const int32_t* bias() const { return bias_.data(); }
+
+  private:
+    // Inputs as they are multiplied: float32, pairs of int16, or single int16 in 32 bits.
+    using Input = std::conditional_t<std::is_same_v<P, Ones>, int32_t, typename P::Input>;
+
+    size_t input_offset() const { return sizeof(int32_t) * (padded_ + kLanes); }  // after a spare block of sums
+    size_t input_dwords() const { return round_up(int64_t{groups_} * dwords_, kLanes); }
+    size_t active_offset() const { return round_up(input_offset() + sizeof(int32_t) * input_dwords(), kAlignment); }
+
+    void prepare(const std::byte* from, int32_t* x) const {
+        if constexpr (std::is_same_v<Input, float>) {
+            copy<float>(from, x);
+        } else if (input_.dtype == DType::u8) {
+            copy<uint8_t>(from, x);
+        } else {
+            copy<int8_t>(from, x);
+        }
+    }
+
+    template <class X>
+    CS_TIER void copy(const std::byte* from, int32_t* dwords) const {
+        const auto* x = reinterpret_cast<const X*>(from);
+        auto* to = reinterpret_cast<Input*>(dwords);
+        const int64_t size = input_.size();
+        for (int64_t i = 0; i < size; ++i) to[i] = static_cast<Input>(x[i]);
+        std::memset(to + size, 0, sizeof(int32_t) * input_dwords() - sizeof(Input) * size);
+        if constexpr (std::is_same_v<P, Ones>) {
+            for (int64_t i = 0; i < size; ++i) to[i] &= 0xffff;
+        }
+    }
+
+    int select_groups(const int32_t* x, int32_t* active) const {
+        if (dwords_ == 1) return cs::select<1>(x, groups_, active);
+        return dwords_ == 2 ? cs::select<2>(x, groups_, active) : cs::select<4>(x, groups_, active);
+    }
+
+    CS_TIER void write_out(const int32_t* sums, std::byte* out) const {
+        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        for (int o = 0; o < kernels_; o += kLanes) {
+            const float* scale = scale_.empty() ? nullptr : scale_.data() + o;
+            P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype);
+        }
+    }
+
+    Tensor input_, output_;
+    bool select_;
+    int dwords_, groups_, kernels_, padded_;
+    AlignedVector<int32_t> bias_;
+    AlignedVector<float> scale_;
+};
+
+// Part of a dense matrix: the weights of up to kChunk vectors of kernels.
+template <class P>
+struct Chunk {
+    const int32_t* x;
+    const int32_t* active;  // units, or null for all
+    int count;
+    const typename P::Source* weight;  // [units, VECTORS, kLanes, kInputs]
+    const int32_t* bias;               // [VECTORS, kLanes]
+    int32_t* sums;                     // likewise
+};
+
+template <class P, int VECTORS, bool kSelect>
+CS_TIER void sum_chunk(const Chunk<P>& c) {
+    typename P::Vector sum[VECTORS];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(c.bias + v * kLanes);
+    for (int n = 0; n < c.count; ++n) {
+        const int unit = kSelect ? c.active[n] : n;
+        const auto input = P::broadcast(c.x + unit);
+        const auto* weight = c.weight + int64_t{unit} * VECTORS * kLanes * P::kInputs;
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+            sum[v] = P::multiply_add(sum[v], input, P::load_weight(weight + v * kLanes * P::kInputs));
+        }
+    }
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::store(c.sums + v * kLanes, sum[v]);
+}
+
+template <class P>
+using SumChunk = void (*)(const Chunk<P>&);
+
+template <class P, int... kCounts>
+SumChunk<P> sum_chunk_of(int vectors, bool select, std::integer_sequence<int, kCounts...>) {
+    static constexpr SumChunk<P> all[] = {sum_chunk<P, kCounts + 1, false>...};
+    static constexpr SumChunk<P> selected[] = {sum_chunk<P, kCounts + 1, true>...};
+    return (select ? selected : all)[vectors - 1];
+}
+
+template <class P>
+class LinearDense final : public Linear<P> {
+  public:
+    LinearDense(const LayerSpec& s, bool select)
+        : Linear<P>(s, select, 1, (s.rows + P::kInputs - 1) / P::kInputs), select_(select) {
+        const auto* dense = static_cast<const typename P::Source*>(s.dense);
+        for (int first = 0; first < this->padded(); first += kChunk * kLanes) {
+            const int kernels = std::min(kChunk * kLanes, this->padded() - first);
+            for (int row = 0; row < this->groups() * P::kInputs; row += P::kInputs) {
+                for (int i = 0; i < kernels * P::kInputs; ++i) {
+                    const int r = row + i % P::kInputs, o = first + i / P::kInputs;
+                    const bool exists = r < s.rows && o < s.kernels;
+                    weight_.push_back(exists ? dense[int64_t{r} * s.kernels + o] : 0);
+                }
+            }
+        }
+    }
+
+  private:
+    void accumulate(const int32_t* x, const int32_t* active, int count, int32_t* sums) const override {
+        constexpr auto counts = std::make_integer_sequence<int, kChunk>();
+        for (int first = 0; first < this->padded(); first += kChunk * kLanes) {
+            const int vectors = std::min(kChunk, (this->padded() - first) / kLanes);
+            const auto* weight = weight_.data() + int64_t{first} * this->groups() * P::kInputs;
+            sum_chunk_of<P>(vectors, select_, counts)({x, active, count, weight, this->bias() + first, sums + first});
+        }
+    }
+
+    bool select_;
+    AlignedVector<typename P::Source> weight_;  // chunks of [units, vectors, kLanes, kInputs]
+};
+
+// A packed matrix by rows; a row block has UNITS units of inputs.
+template <class P, int UNITS>
+class LinearPacked final : public Linear<P> {
+  public:
+    LinearPacked(const LayerSpec& s, bool select)
+        : Linear<P>(s, select, UNITS, s.packed->row_blocks),
+          entries_(s.packed->sets * (s.packed->v / kLanes)),
+          weight_(int64_t{s.packed->row_blocks} * entries_ * kEntry),
+          target_(int64_t{s.packed->row_blocks} * entries_, this->padded()) {
+        const PackedWeight& p = *s.packed;
+        const auto* from = static_cast<const typename P::Source*>(p.weights);
+        for (int64_t i = 0; i < int64_t{p.row_blocks} * p.sets; ++i) {
+            for (int part = 0; part < p.v / kLanes; ++part, from += kEntry) {
+                const int first = p.owner[i] * p.v + part * kLanes;
+                if (p.owner[i] < 0 || first >= s.kernels) continue;  // nobody's weights: zero, to the spare block
+                const int64_t entry = i * (p.v / kLanes) + part;
+                target_[entry] = first;
+                for (int w = 0; w < kEntry; ++w) {  // [kLanes, U] to [UNITS, kLanes, kInputs]
+                    const int lane = w / (UNITS * P::kInputs), input = w % (UNITS * P::kInputs);
+                    const int unit = input / P::kInputs;
+                    weight_[entry * kEntry + (unit * kLanes + lane) * P::kInputs + input % P::kInputs] = from[w];
+                }
+            }
+        }
+    }
+
+  private:
+    static constexpr int kEntry = UNITS * kLanes * P::kInputs;  // weights of one row block and kLanes kernels
+
+    CS_TIER void accumulate(const int32_t* x, const int32_t* active, int count, int32_t* sums) const override {
+        std::memcpy(sums, this->bias(), sizeof(int32_t) * this->padded());
+        for (int n = 0; n < count; ++n) {
+            const int row = active ? active[n] : n;
+            const int ahead = n + kPrefetch < count ? (active ? active[n + kPrefetch] : n + kPrefetch) : row;
+            multiply_route_sum(x + row * UNITS, row, ahead, sums);
+        }
+    }
+
+    CS_TIER void multiply_route_sum(const int32_t* x, int row, int ahead, int32_t* sums) const {
+        const auto* weight = weight_.data() + int64_t{row} * entries_ * kEntry;
+        const auto* next = weight_.data() + int64_t{ahead} * entries_ * kEntry;
+        const int32_t* target = target_.data() + int64_t{row} * entries_;
+        typename P::Vector input[UNITS];
+        CS_UNROLL for (int u = 0; u < UNITS; ++u) input[u] = P::broadcast(x + u);
+        for (int t = 0; t < entries_; ++t, weight += kEntry, next += kEntry) {
+            CS_UNROLL for (size_t line = 0; line < kEntry * sizeof(*next); line += 64) {
+                _mm_prefetch(reinterpret_cast<const char*>(next) + line, _MM_HINT_T0);
+            }
+            auto sum = P::load(sums + target[t]);
+            CS_UNROLL for (int u = 0; u < UNITS; ++u) {
+                sum = P::multiply_add(sum, input[u], P::load_weight(weight + u * kLanes * P::kInputs));
+            }
+            P::store(sums + target[t], sum);
+        }
+    }
+
+    int entries_;                               // per row block
+    AlignedVector<typename P::Source> weight_;  // [row_blocks, entries, UNITS, kLanes, kInputs]
+    std::vector<int32_t> target_;               // [row_blocks, entries]: first of kLanes sums
+};
+
+std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
+    if (!is_linear(s)) return nullptr;
+    if (s.input.dtype == DType::f32) return std::make_unique<LinearDense<Floats>>(s, select);
+    return kIsExact || requantizes_exactly(s) ? std::make_unique<LinearDense<Pairs>>(s, select) : nullptr;
+}
+
+std::unique_ptr<Step> make_linear_packed(const LayerSpec& s, bool select) {
+    if (!is_linear(s) || !s.packed || s.packed->v % kLanes) return nullptr;
+    const int u = s.packed->u;
+    if (s.input.dtype == DType::f32) {
+        if (u == 1) return std::make_unique<LinearPacked<Floats, 1>>(s, select);
+        return u == 4 ? std::make_unique<LinearPacked<Floats, 4>>(s, select) : nullptr;
+    }
+    if (!kIsExact && !requantizes_exactly(s)) return nullptr;
+    if (u == 1) return std::make_unique<LinearPacked<Ones, 1>>(s, select);
+    return u == 4 ? std::make_unique<LinearPacked<Pairs, 2>>(s, select) : nullptr;
+}
+
+}  // namespace
+}  // namespace cs

@@ -1,0 +1,85 @@
+"""Float32 networks on the command line: ONNX models, and packed files that hold one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csengine.cli import shipped
+from csengine.errors import ShapeError, UnsupportedModelError
+from csengine.graph import Graph
+
+if TYPE_CHECKING:
+    from csengine.importers.check import Check
+    from csengine.importers.onnx import Imported
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network, and how samples are given to it."""
+
+    graph: Graph
+
+    def samples(self, values: Array) -> Array:
+        """Samples in the source's order of axes as float32 in NHWC. Raises ShapeError."""
+        shape = self.graph.input.shape
+        is_nchw = self.graph.layout == "NCHW" and len(shape) == 3
+        wanted = (shape[2], *shape[:2]) if is_nchw else shape
+        if values.shape == wanted:
+            values = values[None]
+        if values.shape[1:] != wanted or not len(values):
+            expected = ", ".join(map(str, wanted))
+            raise ShapeError(f"samples have shape {values.shape}; expected (B, {expected}), B > 0")
+        return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if is_nchw else values, np.float32)
+
+    def random(self, count: int, seed: int = 0) -> Array:
+        """Standard normal samples in NHWC."""
+        return np.random.default_rng(seed).standard_normal((count, *self.graph.input.shape), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Network):
+    """An ONNX model that was imported."""
+
+    model: Any
+    imported: Imported
+
+    @property
+    def can_check(self) -> bool:
+        """Whether ONNX Runtime is installed."""
+        from csengine.importers import check
+
+        return check.is_available()
+
+    def check(self, x: Array, graph: Graph | None = None) -> Check:
+        """See `csengine.importers.check`."""
+        from csengine.importers import check
+
+        return check.check(self.model, self.imported, x, graph)
+
+
+def read_source(path: str, input_shape: tuple[int, ...] | None = None) -> Source:
+    """Read and import an ONNX file. Raises what `csengine.importers.onnx.load` raises."""
+    try:
+        from csengine.importers import onnx
+    except ImportError as error:
+        raise UnsupportedModelError(f"reading ONNX needs pip install 'csengine[onnx]' ({error})") from error
+    model = onnx.read_proto(path)
+    imported = onnx.read(model, input_shape)
+    return Source(imported.graph, model, imported)
+
+
+def read_network(path: str, input_shape: tuple[int, ...] | None = None) -> Network:
+    """An ONNX file, or a packed file."""
+    return read_source(path, input_shape) if is_source(path) else Network(shipped.load_model(path).model.graph)
+
+
+def is_source(name: str | None) -> bool:
+    """Whether this names an ONNX model."""
+    return name is not None and Path(name).suffix.lower() == ".onnx"

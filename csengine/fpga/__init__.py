@@ -1,0 +1,1 @@
+"""From a packed model to an FPGA: the plan of its pipeline, the hardware and its parameters, builds, XRT."""

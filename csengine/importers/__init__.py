@@ -1,0 +1,1 @@
+"""From the models of other frameworks to the engine's float32 graph."""

@@ -1,0 +1,485 @@
+"""What each ONNX operation is in the engine's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from csengine.graph import AveragePool, Clip, MaxPool, Relu
+from csengine.importers import onnx_winners as winners
+from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis
+from csengine.quantization import KnownScale
+
+Array = NDArray[Any]
+Result: TypeAlias = "Value | Padded | Array | winners.Symbol"
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass
+class State:
+    """What is known while the nodes are walked.
+
+    known: tensors, constants and parts of k-winners by their ONNX names. scales: of quantized tensors, by graph tensor.
+    weight_scales: of quantized weights, `[O]` or one, by ONNX name until a layer takes them, then by layer.
+    scaled: by graph tensor, the value that was multiplied by positive constants to give it, and these.
+    """
+
+    builder: Builder
+    opset: int
+    batch: int
+    known: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, KnownScale] = field(default_factory=dict)
+    constant_scales: dict[str, Array] = field(default_factory=dict)
+    weight_scales: dict[str, Array] = field(default_factory=dict)
+    scaled: dict[str, tuple[Value, Array]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node: what it reads, and its attributes. name: of its first result."""
+
+    state: State
+    name: str
+    names: Sequence[str]
+    attributes: Mapping[str, Any]
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """An attribute."""
+        return self.attributes.get(attribute, default)
+
+    def operand(self, i: int) -> Any:
+        """Whatever operand i is; None if it is missing."""
+        return self.state.known[self.names[i]] if i < len(self.names) and self.names[i] else None
+
+    @property
+    def operands(self) -> list[Any]:
+        """All operands."""
+        return [self.operand(i) for i in range(len(self.names))]
+
+    def tensor(self, i: int) -> Value:
+        """Operand i as an activation."""
+        return self.state.builder.padded(self.name, self.image(i))
+
+    def image(self, i: int) -> Value | Padded:
+        """Operand i as an activation that may still have to be padded."""
+        value = self.operand(i)
+        if isinstance(value, winners.Symbol):
+            raise UnsupportedError(f"reads {value.what}, which is supported only as a part of k-winners", winners.FORMS)
+        if not isinstance(value, (Value, Padded)):
+            raise UnsupportedError(f"has a constant as operand {i}; expected an activation")
+        return value
+
+    def constant(self, i: int) -> Array:
+        """Operand i as a constant."""
+        value = self.operand(i)
+        if not isinstance(value, np.ndarray):
+            raise UnsupportedError(f"computes operand {i} at run time; only constants are supported")
+        return value
+
+    def optional(self, i: int) -> Array | None:
+        """Operand i as a constant, if it is there."""
+        return None if self.operand(i) is None else self.constant(i)
+
+    def numbers(self, attribute: str, i: int) -> list[int] | None:
+        """Whole numbers that older operation sets give as an attribute and newer ones as operand i."""
+        given = self.optional(i)
+        return self.get(attribute) if given is None else [int(number) for number in given.ravel()]
+
+
+def require(condition: bool, message: str, remedy: str = "") -> None:
+    """Raise UnsupportedError unless the condition holds."""
+    if not condition:
+        raise UnsupportedError(message, remedy)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def conv(call: Call) -> Result:
+    x, weight, bias = call.image(0), call.constant(1), call.optional(2)
+    value = x.value if isinstance(x, Padded) else x
+    if len(value.shape) != 3 or weight.ndim != 4:
+        dimensions = weight.ndim - 2
+        remedy = "make the signal an image of height 1: Unsqueeze the input and the weights" if dimensions == 1 else ""
+        raise UnsupportedError(f"is a {dimensions}-D convolution; only 2-D ones are supported", remedy)
+    require(
+        set(call.get("dilations", (1,))) == {1}, "has a dilation; only 1 is supported", "fill the kernel with zeros"
+    )
+    kernel, stride = weight.shape[2:], tuple(call.get("strides", (1, 1)))
+    padding = _padding(call, x, kernel, stride)
+    result = call.state.builder.conv(call.name, x, weight, bias, stride, padding, call.get("group", 1))
+    return _remember_weight_scale(call, result, len(weight))
+
+
+def gemm(call: Call) -> Result:
+    x, weight, bias = call.tensor(0), call.constant(1), call.optional(2)
+    require(not call.get("transA"), "transposes its activations")
+    require(weight.ndim == 2, f"has a weight of shape {weight.shape}; only matrices are supported")
+    weight = weight.T if call.get("transB") else weight
+    bias = None if bias is None else np.squeeze(bias, 0) if bias.ndim == 2 and len(bias) == 1 else bias
+    bias = None if bias is None else bias * call.get("beta", 1.0)
+    result = call.state.builder.linear(call.name, x, weight * call.get("alpha", 1.0), bias)
+    return _remember_weight_scale(call, result, weight.shape[1])
+
+
+def matmul(call: Call) -> Result:
+    weight = call.constant(1)
+    require(weight.ndim == 2, f"has a weight of shape {weight.shape}; only matrices are supported")
+    result = call.state.builder.linear(call.name, call.tensor(0), weight, None)
+    return _remember_weight_scale(call, result, weight.shape[1])
+
+
+def _remember_weight_scale(call: Call, result: Value, kernels: int) -> Value:
+    """Let the scale of a quantized weight be that of the layer."""
+    scale = call.state.constant_scales.get(call.names[1])
+    if scale is not None and scale.size in (1, kernels) and (scale > 0).all():
+        call.state.weight_scales[result.name] = np.broadcast_to(scale.astype(np.float64).ravel(), (kernels,))
+    return result
+
+
+def batch_norm(call: Call) -> Result:
+    require(not call.get("training_mode"), "is in training mode", "export the model in evaluation mode")
+    x = call.tensor(0)
+    gain, shift, mean, variance = (call.constant(i).astype(np.float64) for i in range(1, 5))
+    scale = gain / np.sqrt(variance + call.get("epsilon", 1e-5))
+    form = (-1, *(1 for _ in x.shape[1:]))
+    return call.state.builder.affine(call.name, x, scale.reshape(form), (shift - mean * scale).reshape(form))
+
+
+# --- element by element ----------------------------------------------------------------------------------------------
+
+
+def relu(call: Call) -> Result:
+    return call.state.builder.elementwise(Relu, call.name, call.tensor(0))
+
+
+def clip(call: Call) -> Result:
+    bounds = [call.get(key) for key in ("min", "max")]
+    for i in (1, 2):
+        if (given := call.optional(i)) is not None:
+            bounds[i - 1] = float(given.item())
+    limit = float(np.finfo(np.float32).max)
+    low, high = (None if b is None or abs(b) >= limit else float(b) for b in bounds)
+    if low == 0 and high is None:
+        return relu(call)
+    return call.state.builder.elementwise(Clip, call.name, call.tensor(0), minimum=low, maximum=high)
+
+
+def leaky_relu(call: Call) -> Result:
+    given = call.optional(1)
+    slope = np.asarray(call.get("alpha", 0.01) if given is None else given, np.float64)
+    return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
+
+
+def add(call: Call) -> Result:
+    values = [call.tensor(i) for i, x in enumerate(call.operands) if not isinstance(x, np.ndarray)]
+    total, builder = values[0], call.state.builder
+    for value in values[1:]:
+        total = builder.add(call.name, total, value)
+    for x in call.operands:
+        if isinstance(x, np.ndarray):
+            total = builder.affine(call.name, total, np.ones(()), _per_sample(x, total))
+    return total
+
+
+def subtract(call: Call) -> Result:
+    a, b = call.operands
+    builder, one, none = call.state.builder, np.ones(()), np.zeros(())
+    if isinstance(b, np.ndarray):
+        x = call.tensor(0)
+        return builder.affine(call.name, x, one, -_per_sample(b, x))
+    y = call.tensor(1)
+    if isinstance(a, np.ndarray):
+        return builder.affine(call.name, y, -one, _per_sample(a, y))
+    return builder.add(call.name, call.tensor(0), builder.affine(f"{call.name}.negative", y, -one, none))
+
+
+def negate(call: Call) -> Result:
+    return call.state.builder.affine(call.name, call.tensor(0), -np.ones(()), np.zeros(()))
+
+
+def multiply(call: Call) -> Result:
+    a, b = call.operands
+    if any(isinstance(operand, winners.Mask) for operand in (a, b)):
+        mask, i = (a, 1) if isinstance(a, winners.Mask) else (b, 0)
+        return winners.choose(call, mask, call.tensor(i))
+    constant, i = (a, 1) if isinstance(a, np.ndarray) else (b, 0)
+    require(isinstance(constant, np.ndarray), "multiplies two activations; only constants are supported")
+    return _scale(call, call.tensor(i), constant)
+
+
+def divide(call: Call) -> Result:
+    require(isinstance(call.operand(1), np.ndarray), "divides by an activation; only constants are supported")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = 1.0 / call.constant(1).astype(np.float64)
+    require(bool(np.isfinite(factor).all()), "divides by zero")
+    return _scale(call, call.tensor(0), factor)
+
+
+def _scale(call: Call, x: Value, constant: Array) -> Value:
+    """`x * constant`; remembered, because winners may be ranked by it."""
+    factor = _per_sample(constant, x)
+    result = call.state.builder.affine(call.name, x, factor, np.zeros(()))
+    if (factor > 0).all():
+        call.state.scaled[result.name] = x, factor
+    return result
+
+
+def _per_sample(constant: Array, value: Value) -> Array:
+    """A constant that broadcasts to a batch as one that broadcasts to a sample."""
+    full = constant.ndim == len(value.shape) + 1
+    require(not full or len(constant) == 1, "has a constant that differs between samples")
+    return constant[0] if full else constant
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def max_pool(call: Call) -> Result:
+    require(set(call.get("dilations", (1,))) == {1}, "has a dilation; only 1 is supported")
+    return call.state.builder.max_pool(call.name, call.image(0), *_window(call))
+
+
+def average_pool(call: Call) -> Result:
+    counts = bool(call.get("count_include_pad", 0))
+    return call.state.builder.average_pool(call.name, call.image(0), *_window(call), counts)
+
+
+def _window(call: Call) -> tuple[Any, Any, Padding]:
+    """Kernel, stride and padding of a pool."""
+    require(not call.get("ceil_mode"), "has ceil_mode; only whole windows are supported", "pad the image instead")
+    kernel, x = tuple(call.get("kernel_shape")), call.image(0)
+    require(len(kernel) == 2, f"pools over {len(kernel)} axes; only images are supported")
+    stride = tuple(call.get("strides", (1, 1)))
+    return kernel, stride, _padding(call, x, kernel, stride)
+
+
+def _padding(call: Call, x: Value | Padded, kernel: Any, stride: Any) -> Padding:
+    """(top, left, bottom, right), from `pads` or `auto_pad`."""
+    mode = call.get("auto_pad", b"NOTSET").decode()
+    if mode == "NOTSET":
+        top, left, bottom, right = call.get("pads", (0, 0, 0, 0))
+        return top, left, bottom, right
+    if mode == "VALID":
+        return 0, 0, 0, 0
+    require(isinstance(x, Value), f"has auto_pad={mode} after a Pad", "give its pads as numbers")
+    assert isinstance(x, Value)
+    totals = [max(0, (-(-n // s) - 1) * s + k - n) for n, k, s in zip(x.shape[1:], kernel, stride, strict=True)]
+    before = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
+    return before[0], before[1], totals[0] - before[0], totals[1] - before[1]
+
+
+def global_average(call: Call) -> Result:
+    return call.state.builder.global_pool(AveragePool, call.name, call.tensor(0))
+
+
+def global_maximum(call: Call) -> Result:
+    return call.state.builder.global_pool(MaxPool, call.name, call.tensor(0))
+
+
+def reduce_mean(call: Call) -> Result:
+    x = call.tensor(0)
+    axes = call.numbers("axes", 1) or []
+    found = sorted(sample_axis(axis, x) for axis in axes)
+    require(len(x.shape) == 3 and found == [1, 2], f"averages over axes {axes}; only height and width are supported")
+    mean = call.state.builder.global_pool(AveragePool, call.name, x)
+    return mean if call.get("keepdims", 1) else call.state.builder.reshape(mean, x.shape[:1])
+
+
+def pad(call: Call) -> Result:
+    x, pads, given = call.tensor(0), call.numbers("pads", 1), call.optional(2)
+    mode = call.get("mode", b"constant").decode()
+    require(mode == "constant", f"pads with mode {mode}; only constant is supported")
+    rank = len(x.shape) + 1
+    axes = call.numbers("axes", 3) or list(range(rank))
+    full = [0] * (2 * rank)
+    for i, axis in enumerate(axes):
+        full[axis % rank], full[axis % rank + rank] = (pads or [])[i], (pads or [])[i + len(axes)]
+    if not any(full):
+        return x
+    require(len(x.shape) == 3 and not any(full[:2] + full[4:6]), f"pads {full}; only height and width are supported")
+    require(min(full) >= 0, f"pads {full}, which crops the image; only padding is supported")
+    fill = float(given.item()) if given is not None else float(call.get("value", 0.0))
+    return Padded(x, (full[2], full[3], full[6], full[7]), fill)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def concat(call: Call) -> Result:
+    values = [call.tensor(i) for i in range(len(call.names))]
+    return call.state.builder.concat(call.name, values, sample_axis(call.get("axis"), values[0]))
+
+
+def flatten(call: Call) -> Result:
+    x = call.tensor(0)
+    require(call.get("axis", 1) == 1, "flattens from another axis than 1")
+    return call.state.builder.reshape(x, (prod(x.shape),))
+
+
+def reshape(call: Call) -> Result:
+    x = call.tensor(0)
+    full = (call.state.batch, *x.shape)
+    shape = [full[i] if extent == 0 else extent for i, extent in enumerate(call.numbers("shape", 1) or ())]
+    return call.state.builder.reshape_batch(x, shape, call.state.batch)
+
+
+def squeeze(call: Call) -> Result:
+    x = call.tensor(0)
+    given = call.numbers("axes", 1)
+    drops = [i for i, n in enumerate(x.shape) if n == 1] if given is None else [sample_axis(i, x) for i in given]
+    require(all(x.shape[i] == 1 for i in drops), f"squeezes axes {given} of {x.shape}, which are not all 1")
+    return call.state.builder.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in drops))
+
+
+def unsqueeze(call: Call) -> Result:
+    x = call.tensor(0)
+    given = call.numbers("axes", 1) or []
+    rank = len(x.shape) + 1 + len(given)
+    axes = sorted(axis % rank for axis in given)
+    require(0 not in axes, "adds an axis in front of the batch")
+    shape = list(x.shape)
+    for axis in axes:
+        shape.insert(axis - 1, 1)
+    return call.state.builder.reshape(x, tuple(shape))
+
+
+def transpose(call: Call) -> Result:
+    x = call.tensor(0)
+    axes = list(call.get("perm", range(len(x.shape), -1, -1)))
+    require(axes[0] == 0, "moves the batch axis")
+    return call.state.builder.transpose(x, [axis - 1 for axis in axes[1:]])
+
+
+def softmax(call: Call) -> Result:
+    x, opset = call.tensor(0), call.state.opset
+    axis = sample_axis(call.get("axis", -1 if opset >= 13 else 1), x)
+    axes = (axis,) if opset >= 13 else tuple(range(axis, len(x.shape)))
+    return call.state.builder.softmax(call.name, x, axes)
+
+
+def shape(call: Call) -> Result:
+    full = (call.state.batch, *call.tensor(0).shape)
+    return np.array(full[call.get("start", 0) : call.get("end")], np.int64)
+
+
+def same(call: Call) -> Result:
+    return call.tensor(0)
+
+
+def cast(call: Call) -> Result:
+    if isinstance(operand := call.operand(0), winners.Mask):
+        return operand
+    require(call.get("to") in FLOATS, "casts to integers")
+    return call.tensor(0)
+
+
+# --- quantized models ------------------------------------------------------------------------------------------------
+
+
+def quantize(call: Call) -> Result:
+    """Clips to what the integers can hold; the scale is remembered for an integer network."""
+    x, scale, zero_point = call.tensor(0), call.constant(1), call.optional(2)
+    zero = np.zeros((), np.uint8) if zero_point is None else zero_point
+    require(scale.size == 1 and zero.size == 1, "has a scale per channel; activations have one scale")
+    require(zero.dtype in (np.uint8, np.int8), f"quantizes to {zero.dtype}; only int8 and uint8 are supported")
+    limits, step = np.iinfo(zero.dtype), float(scale.item())
+    require(0 < step < np.inf, f"has a scale of {step}; expected above 0")
+    low, high = (step * (bound - int(zero.item())) for bound in (limits.min, limits.max))
+    result = call.state.builder.elementwise(Clip, call.name, x, minimum=low, maximum=high)
+    call.state.scales[result.name] = _known_scale(low, high, step)
+    return result
+
+
+def quantize_constant(call: Call) -> Array:
+    values, scale, zero = _quantized_operands(call)
+    limits = np.iinfo(zero.dtype)
+    levels = np.rint(values / scale) + zero.astype(np.int64)
+    return np.asarray(np.clip(levels, limits.min, limits.max), zero.dtype)
+
+
+def dequantize_constant(call: Call) -> Array:
+    values, scale, zero = _quantized_operands(call)
+    call.state.constant_scales[call.name] = scale
+    real: Array = ((values.astype(np.int64) - zero) * scale.astype(np.float64)).astype(np.float32)
+    return real
+
+
+def _quantized_operands(call: Call) -> tuple[Array, Array, Array]:
+    """Values, scales and zero points that broadcast to them."""
+    values, scale, zero = call.constant(0), call.constant(1), call.optional(2)
+    zero = np.zeros((), np.uint8 if values.dtype.kind == "f" else values.dtype) if zero is None else zero
+    require(not call.get("block_size"), "has a scale per block; only scales per tensor and channel are supported")
+    axis = call.get("axis", 1)
+    form = [1] * values.ndim
+    if scale.size > 1:
+        form[axis] = -1
+    return values, scale.reshape(form), zero.reshape(form) if zero.size > 1 else zero
+
+
+def _known_scale(low: float, high: float, step: float) -> KnownScale:
+    """The scale of integers from low to high with zero point 0: the same, if that is their zero point."""
+    if low == 0:
+        return KnownScale("uint8", step)
+    return KnownScale("int8", step) if low == -128 * step else KnownScale("int8", max(-low, high) / 127.0, False)
+
+
+OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
+    "Conv": conv,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "BatchNormalization": batch_norm,
+    "Relu": relu,
+    "Clip": clip,
+    "LeakyRelu": leaky_relu,
+    "PRelu": leaky_relu,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average,
+    "GlobalMaxPool": global_maximum,
+    "ReduceMean": reduce_mean,
+    "Pad": pad,
+    "Add": add,
+    "Sum": add,
+    "Sub": subtract,
+    "Neg": negate,
+    "Mul": multiply,
+    "Div": divide,
+    "Concat": concat,
+    "Flatten": flatten,
+    "Reshape": reshape,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Transpose": transpose,
+    "Softmax": softmax,
+    "Shape": shape,
+    "Identity": same,
+    "Dropout": same,
+    "Cast": cast,
+    "QuantizeLinear": quantize,
+    "DequantizeLinear": same,
+    **winners.OPERATIONS,
+}
+OF_CONSTANTS: Mapping[str, Callable[[Call], Array]] = {
+    "QuantizeLinear": quantize_constant,
+    "DequantizeLinear": dequantize_constant,
+}
+"""What the `onnx` package cannot compute in every version."""
+REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), "export in the QDQ format"),
+    "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
+    "LRN": "retrain without it, or with batch normalization",
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
+    "Sigmoid": "retrain with Relu, or compute it outside if it is last",
+    **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Gelu", "Elu", "Tanh"), "retrain with Relu or Clip"),
+    **dict.fromkeys(("LayerNormalization", "InstanceNormalization"), "retrain with batch normalization"),
+    "ConvTranspose": "only networks without upsampling are supported",
+    "Resize": "only networks without upsampling are supported",
+}
+"""What to do about operations that have no counterpart, where there is more to say than to replace them."""

@@ -1,0 +1,212 @@
+"""From a trained PyTorch module to the engine's float32 graph. Needs the extra `csengine[torch]`.
+
+The module is traced by `torch.fx`: branches, residual additions and concatenations are followed, control flow that
+depends on data is not. What cannot be imported is collected: one error lists every such operation with the reason.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from csengine import reference
+from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
+from csengine.graph import Graph
+from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
+from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES
+
+_TOLERANCE = 1e-3  # of the imported network, relative to the largest value of the module's result
+
+
+def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True) -> Graph:
+    """The float32 graph of a module in evaluation mode; masks go along as the packing that layers want.
+
+    input_shape: of one sample, (C, H, W) or (features,). check: whether to run both on random samples and compare.
+    Batch normalization becomes an affine, which `csengine.quantization` folds. Raises UnsupportedModelError with
+    everything that cannot be imported, or if the graph computes something else than the module.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        graph = _Importer(module, input_shape).run()
+        if check:
+            _check(module, graph, input_shape)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return graph
+
+
+def load_checkpoint(module: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
+    """Fill a module with a `state_dict`, or the file that holds one, by the names of its keys.
+
+    The checkpoints of the k-winners literature wrap sparse layers (`linear.module.weight`) and keep duty cycles of
+    other shapes; both are understood. They do not hold the number of winners, their scope, strides or padding: those
+    are the module's own, `csengine.torch.KWinners` included. Files are read with `weights_only=True`, so that nothing
+    in them is executed. Raises FileNotFoundError, ModelFormatError (not such a file), UnsupportedModelError (which
+    lists keys that are missing, left over or of another shape).
+    """
+    state = _read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    state = state.get("state_dict", state)
+    given = {_plain_key(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+    wanted = module.state_dict()
+    problems = [f"{key}: missing" for key in wanted if key not in given and not key.endswith(_OWN_ATTRIBUTES)]
+    left_over = [key for key in given if key not in wanted and given[key].is_floating_point()]
+    problems += [f"{key}: left over; the module has no such parameter" for key in left_over]
+    chosen = {}
+    for key in wanted.keys() & given.keys():
+        if given[key].numel() == wanted[key].numel() and given[key].squeeze().shape == wanted[key].squeeze().shape:
+            chosen[key] = given[key].reshape(wanted[key].shape)
+        else:
+            shapes = f"{tuple(given[key].shape)}; expected {tuple(wanted[key].shape)}"
+            problems.append(f"{key}: has shape {shapes}: build the module as it was trained")
+    if problems:
+        raise UnsupportedModelError("the checkpoint does not fit the module:\n  " + "\n  ".join(sorted(problems)))
+    module.load_state_dict(chosen, strict=False)
+    return module.eval()
+
+
+#: Buffers that the module has from its constructor where a checkpoint lacks them.
+_OWN_ATTRIBUTES = ("boost_strength", "num_batches_tracked")
+
+
+def _plain_key(key: str) -> str:
+    """A key without the wrappers around a layer."""
+    return ".".join(part for part in key.split(".") if part != "module")
+
+
+def _read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ModelFormatError(
+            f"{path}: holds something else than tensors ({error!s:.200}); save the module's state_dict()"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise ModelFormatError(f"{path}: holds a {type(found).__name__}; expected a state_dict")
+    return found
+
+
+def _check(module: nn.Module, graph: Graph, input_shape: tuple[int, ...]) -> None:
+    """Raise UnsupportedModelError unless both compute the same for random samples."""
+    x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    parameter = next(module.parameters(), None)
+    with torch.no_grad():
+        wanted = module(x if parameter is None else x.to(parameter.device, parameter.dtype)).float().cpu().numpy()
+    values = x.numpy()
+    got = reference.run(graph, np.ascontiguousarray(values.transpose(0, 2, 3, 1)) if values.ndim == 4 else values)
+    got = got.transpose(0, 3, 1, 2) if got.ndim == 4 else got
+    scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
+    error = float(np.abs(got.reshape(wanted.shape) - wanted).max(initial=0.0)) / scale
+    if not error <= _TOLERANCE:
+        raise UnsupportedModelError(
+            f"the imported network differs from the module by {error:.2e} of its largest value; expected at most "
+            f"{_TOLERANCE:g}: replace operations in place by others, or report this module"
+        )
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into modules that have a counterpart."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, tuple(MODULES)) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Importer:
+    """Walks the traced operations once; `known` holds what they gave, by their names in the trace."""
+
+    def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
+        self.module = module
+        try:
+            self.trace = _Tracer().trace(module)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"torch.fx cannot trace the module ({error!s:.300}); export it to ONNX and import that"
+            ) from error
+        self.builder = Builder()
+        self.known: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self.input_shape = input_shape
+
+    def run(self) -> Graph:
+        for node in self.trace.nodes:
+            if node.op == "output":
+                return self._finish(node)
+            self._add(node)
+        raise AssertionError("a trace ends with its output")
+
+    def _finish(self, node: fx.Node) -> Graph:
+        result = self._resolve(node.args[0]) if not self.problems else None
+        if not self.problems and not isinstance(result, (Value, Padded)):
+            self.problems.append(f"output: is a {type(result).__name__}; expected one tensor")
+        if isinstance(result, (Value, Padded)):
+            try:
+                return self.builder.finish(self.builder.padded("output", result))[0]
+            except (UnsupportedError, GraphError) as error:
+                self.problems.append(f"output: {error}")
+        raise UnsupportedModelError("cannot import:\n  " + "\n  ".join(self.problems))
+
+    def _resolve(self, item: Any) -> Any:
+        """Arguments of a call, with what earlier operations gave."""
+        if isinstance(item, fx.Node):
+            if item.name not in self.known:
+                raise _UnknownError
+            return self.known[item.name]
+        if isinstance(item, (list, tuple)):
+            return type(item)(self._resolve(part) for part in item)
+        return item
+
+    def _add(self, node: fx.Node) -> None:
+        label = f"{node.target if node.op == 'call_module' else node.name} ({self._kind(node)})"
+        try:
+            self.known[node.name] = self._call(node)
+        except _UnknownError:
+            pass  # it reads what could not be imported
+        except UnsupportedError as error:
+            self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
+        except GraphError as error:
+            self.problems.append(f"{label}: {error}")
+
+    def _kind(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return type(self.module.get_submodule(str(node.target))).__name__
+        return getattr(node.target, "__name__", str(node.target))
+
+    def _call(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            if self.known:
+                raise UnsupportedError("is a second input; only one is supported")
+            return self.builder.input("input", self.input_shape)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.module)
+        if node.op == "call_module":
+            layer = self.module.get_submodule(str(node.target))
+            operation = next((made for kind, made in MODULES.items() if isinstance(layer, kind)), None)
+            if operation is None:
+                known = ", ".join(kind.__name__ for kind in MODULES)
+                raise UnsupportedError("has no counterpart", f"known are {known}")
+            return operation(self.builder, str(node.target), *self._resolve(node.args), layer)
+        return self._call_function(node)
+
+    def _call_function(self, node: fx.Node) -> Any:
+        operation = FUNCTIONS.get(node.target) or METHODS.get(node.target if isinstance(node.target, str) else "")
+        if operation is None:
+            known = ", ".join(sorted({made.__name__.strip("_") for made in FUNCTIONS.values()}))
+            raise UnsupportedError("has no counterpart", f"known are {known}")
+        arguments = self._resolve(node.args)
+        options = {name: self._resolve(value) for name, value in node.kwargs.items()}
+        try:
+            return operation(self.builder, node.name, *arguments, **options)
+        except TypeError as error:
+            raise UnsupportedError(f"is called in a way that is not supported ({error})") from error
+
+
+class _UnknownError(Exception):
+    """An operand could not be imported."""

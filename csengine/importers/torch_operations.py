@@ -1,0 +1,336 @@
+"""What each PyTorch module, function and method is in the engine's graph.
+
+Each takes the builder, a name for the result, and the operation's own arguments, in which activations are `Value` or
+`Padded`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from csengine.graph import AveragePool, Clip, Packing, Relu
+from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis
+from csengine.torch.kwinners import KWinners
+from csengine.torch.layers import mask_of
+
+Array = NDArray[Any]
+
+
+# --- modules ---------------------------------------------------------------------------------------------------------
+
+
+def _conv2d(builder: Builder, name: str, x: Any, layer: nn.Conv2d) -> Any:
+    _require(layer.dilation == (1, 1), f"dilation {layer.dilation} is not supported; expected 1")
+    _require(layer.padding_mode == "zeros", f"padding mode {layer.padding_mode!r} is not supported; expected zeros")
+    _require(not isinstance(layer.padding, str), f"padding {layer.padding!r} is not supported; give numbers")
+    weight, bias = _numpy(layer.weight), None if layer.bias is None else _numpy(layer.bias)
+    stride, padding = _pair(layer.stride), _sides(layer.padding)
+    return builder.conv(name, x, weight, bias, stride, padding, layer.groups, _packing(layer))
+
+
+def _linear(builder: Builder, name: str, x: Any, layer: nn.Linear) -> Any:
+    bias = None if layer.bias is None else _numpy(layer.bias)
+    return builder.linear(name, builder.padded(name, x), _numpy(layer.weight).T, bias, _packing(layer))
+
+
+def _batch_norm(builder: Builder, name: str, x: Any, layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Any:
+    if layer.running_mean is None or layer.running_var is None:
+        raise UnsupportedError("batch normalization without running statistics has no form at inference")
+    scale = 1.0 / np.sqrt(_numpy(layer.running_var).astype(np.float64) + layer.eps)
+    shift = -_numpy(layer.running_mean) * scale
+    if layer.affine:
+        gain = _numpy(layer.weight).astype(np.float64)
+        scale, shift = scale * gain, shift * gain + _numpy(layer.bias)
+    value = builder.padded(name, x)
+    form = (-1, *(1 for _ in value.shape[1:]))
+    return builder.affine(name, value, scale.reshape(form), shift.reshape(form))
+
+
+def _k_winners(builder: Builder, name: str, x: Any, layer: KWinners) -> Any:
+    value = builder.padded(name, x)
+    axes = (0,) if layer.scope == "local" else tuple(range(len(value.shape)))
+    factor = None if layer.factor is None else _numpy(layer.factor).reshape(-1, *(1 for _ in value.shape[1:]))
+    return builder.k_winners(name, value, layer.k_inference, axes, factor)
+
+
+def _max_pool_module(builder: Builder, name: str, x: Any, layer: nn.MaxPool2d) -> Any:
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return _max_pool(builder, name, x, *window, ceil_mode=layer.ceil_mode)
+
+
+def _average_pool_module(builder: Builder, name: str, x: Any, layer: nn.AvgPool2d) -> Any:
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
+    return _average_pool(builder, name, x, *window, layer.count_include_pad, layer.divisor_override)
+
+
+# --- functions -------------------------------------------------------------------------------------------------------
+
+
+def _relu(builder: Builder, name: str, x: Any, inplace: bool = False) -> Any:
+    return builder.elementwise(Relu, name, builder.padded(name, x))
+
+
+def _clamp(builder: Builder, name: str, x: Any, min: Any = None, max: Any = None, inplace: bool = False) -> Any:
+    bounds = {"minimum": None if min is None else float(min), "maximum": None if max is None else float(max)}
+    if bounds == {"minimum": 0.0, "maximum": None}:
+        return _relu(builder, name, x)
+    return builder.elementwise(Clip, name, builder.padded(name, x), **bounds)
+
+
+def _relu6(builder: Builder, name: str, x: Any, inplace: bool = False) -> Any:
+    return _clamp(builder, name, x, 0.0, 6.0)
+
+
+def _hardtanh(
+    builder: Builder, name: str, x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Any:
+    return _clamp(builder, name, x, min_val, max_val)
+
+
+def _leaky_relu(builder: Builder, name: str, x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    value = builder.padded(name, x)
+    return builder.leaky_relu(name, value, np.asarray(negative_slope, np.float64))
+
+
+def _prelu(builder: Builder, name: str, x: Any, weight: Tensor) -> Any:
+    value = builder.padded(name, x)
+    return builder.leaky_relu(name, value, _numpy(weight).reshape(-1, *(1 for _ in value.shape[1:])))
+
+
+def _max_pool(
+    builder: Builder,
+    name: str,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    plain = not ceil_mode and not return_indices and _pair(dilation) == (1, 1)
+    _require(plain, "ceil_mode, dilation and return_indices are not supported")
+    return builder.max_pool(name, x, _pair(kernel_size), _pair(stride or kernel_size), _sides(padding))
+
+
+def _average_pool(
+    builder: Builder,
+    name: str,
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    _require(not ceil_mode and divisor_override is None, "ceil_mode and divisor_override are not supported")
+    window = (_pair(kernel_size), _pair(stride or kernel_size), _sides(padding))
+    return builder.average_pool(name, x, *window, count_include_pad)
+
+
+def _adaptive_average_pool(builder: Builder, name: str, x: Any, output_size: Any) -> Any:
+    size = _pair(output_size)
+    value = builder.image(builder.padded(name, x), name)
+    if size == value.shape[1:]:
+        return value
+    _require(size == (1, 1), f"adaptive pooling to {output_size} is not supported; expected 1")
+    return builder.global_pool(AveragePool, name, value)
+
+
+def _mean(builder: Builder, name: str, x: Any, dim: Any, keepdim: bool = False) -> Any:
+    value = builder.padded(name, x)
+    axes = sorted(sample_axis(axis, value) for axis in ((dim,) if isinstance(dim, int) else dim))
+    _require(len(value.shape) == 3 and axes == [1, 2], f"averages over {dim}; only height and width are supported")
+    mean = builder.global_pool(AveragePool, name, value)
+    return mean if keepdim else builder.reshape(mean, value.shape[:1])
+
+
+def _pad(builder: Builder, name: str, x: Any, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
+    _require(mode == "constant", f"padding mode {mode!r} is not supported; expected constant")
+    left, right, top, bottom = (*pad, *(0 for _ in range(4 - len(pad))))[:4]
+    _require(len(pad) in (2, 4) and min(pad) >= 0, f"pads {pad}; only height and width can be padded")
+    return Padded(builder.padded(name, x), (top, left, bottom, right), float(value or 0.0))
+
+
+def _add(builder: Builder, name: str, a: Any, b: Any, alpha: float = 1) -> Any:
+    _require(alpha == 1, "adds with alpha; only 1 is supported")
+    a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    if isinstance(a, Value) and isinstance(b, Value):
+        return builder.add(name, a, b)
+    value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    if not isinstance(value, Value):
+        return a + b
+    return builder.affine(name, value, np.ones(()), _constant(constant, value))
+
+
+def _multiply(builder: Builder, name: str, a: Any, b: Any) -> Any:
+    a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    if not isinstance(value, Value):
+        return a * b
+    _require(not isinstance(constant, Value), "multiplies two activations; only constants are supported")
+    return builder.affine(name, value, _constant(constant, value), np.zeros(()))
+
+
+def _subtract(builder: Builder, name: str, a: Any, b: Any) -> Any:
+    return _add(builder, name, a, _multiply(builder, f"{name}.negative", b, -1.0))
+
+
+def _divide(builder: Builder, name: str, a: Any, b: Any) -> Any:
+    _require(not isinstance(b, Value), "divides by an activation; only constants are supported")
+    return _multiply(builder, name, a, 1.0 / b)
+
+
+def _concat(builder: Builder, name: str, tensors: Sequence[Any], dim: int = 0) -> Any:
+    values = [builder.padded(name, item) for item in tensors]
+    return builder.concat(name, values, sample_axis(dim, values[0]))
+
+
+def _flatten(builder: Builder, name: str, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    value = builder.padded(name, x)
+    whole = start_dim == 1 and end_dim in (-1, len(value.shape))
+    _require(whole, "only a flatten of everything but the batch is supported")
+    return builder.vector(builder.reshape(value, (prod(value.shape),)), name)
+
+
+def _reshape(builder: Builder, name: str, x: Any, *shape: Any) -> Any:
+    value = builder.padded(name, x)
+    extents = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    result = builder.reshape_batch(value, [int(extent) for extent in extents], 1)
+    return builder.vector(result, name) if len(result.shape) == 1 else result
+
+
+def _permute(builder: Builder, name: str, x: Any, *axes: Any) -> Any:
+    order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+    _require(order[0] == 0, "moves the batch axis")
+    value = builder.padded(name, x)
+    return builder.transpose(value, [sample_axis(axis, value) for axis in order[1:]])
+
+
+def _softmax(builder: Builder, name: str, x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    value = builder.padded(name, x)
+    _require(isinstance(dim, int), "softmax needs its dimension")
+    return builder.softmax(name, value, (sample_axis(dim, value),))
+
+
+def _same(builder: Builder, name: str, x: Any, *ignored: Any, **options: Any) -> Any:
+    return x
+
+
+def _getattr(builder: Builder, name: str, x: Any, attribute: str) -> Any:
+    _require(attribute == "shape" and isinstance(x, Value), f"reads the attribute {attribute}")
+    return (1, *x.shape)
+
+
+def _size(builder: Builder, name: str, x: Any, dim: int | None = None) -> Any:
+    shape = (1, *builder.padded(name, x).shape)
+    return shape if dim is None else shape[dim]
+
+
+def _item(builder: Builder, name: str, x: Any, index: Any) -> Any:
+    _require(isinstance(x, tuple) and isinstance(index, (int, slice)), "indexes an activation, which is not supported")
+    return x[index]
+
+
+MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
+    nn.Conv2d: _conv2d,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    KWinners: _k_winners,
+    nn.ReLU6: lambda builder, name, x, layer: _relu6(builder, name, x),
+    nn.ReLU: lambda builder, name, x, layer: _relu(builder, name, x),
+    nn.Hardtanh: lambda builder, name, x, layer: _clamp(builder, name, x, layer.min_val, layer.max_val),
+    nn.LeakyReLU: lambda builder, name, x, layer: _leaky_relu(builder, name, x, layer.negative_slope),
+    nn.PReLU: lambda builder, name, x, layer: _prelu(builder, name, x, layer.weight),
+    nn.MaxPool2d: _max_pool_module,
+    nn.AvgPool2d: _average_pool_module,
+    nn.AdaptiveAvgPool2d: lambda builder, name, x, layer: _adaptive_average_pool(builder, name, x, layer.output_size),
+    nn.ZeroPad2d: lambda builder, name, x, layer: _pad(builder, name, x, layer.padding),
+    nn.Flatten: lambda builder, name, x, layer: _flatten(builder, name, x, layer.start_dim, layer.end_dim),
+    nn.Softmax: lambda builder, name, x, layer: _softmax(builder, name, x, layer.dim),
+    nn.Identity: lambda builder, name, x, layer: x,
+    nn.Dropout: lambda builder, name, x, layer: x,
+    nn.Dropout2d: lambda builder, name, x, layer: x,
+}
+FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
+    **dict.fromkeys((functional.relu, torch.relu), _relu),
+    functional.relu6: _relu6,
+    **dict.fromkeys((torch.clamp, torch.clip), _clamp),
+    functional.hardtanh: _hardtanh,
+    functional.leaky_relu: _leaky_relu,
+    functional.max_pool2d: _max_pool,
+    functional.avg_pool2d: _average_pool,
+    functional.adaptive_avg_pool2d: _adaptive_average_pool,
+    functional.pad: _pad,
+    functional.dropout: _same,
+    **dict.fromkeys((functional.softmax, torch.softmax), _softmax),
+    torch.mean: _mean,
+    torch.flatten: _flatten,
+    torch.reshape: _reshape,
+    torch.permute: _permute,
+    **dict.fromkeys((torch.cat, torch.concat), _concat),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), _add),
+    **dict.fromkeys((operator.sub, torch.sub), _subtract),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), _multiply),
+    **dict.fromkeys((operator.truediv, torch.div), _divide),
+    getattr: _getattr,
+    operator.getitem: _item,
+}
+METHODS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("relu", "relu_"), _relu),
+    **dict.fromkeys(("clamp", "clip"), _clamp),
+    "mean": _mean,
+    "flatten": _flatten,
+    **dict.fromkeys(("view", "reshape"), _reshape),
+    "permute": _permute,
+    "softmax": _softmax,
+    **dict.fromkeys(("add", "add_"), _add),
+    "sub": _subtract,
+    **dict.fromkeys(("mul", "mul_"), _multiply),
+    "div": _divide,
+    **dict.fromkeys(("contiguous", "clone", "detach"), _same),
+    "size": _size,
+}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UnsupportedError(message)
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().cpu().float().numpy()
+    return array
+
+
+def _constant(constant: Any, value: Value) -> Array:
+    """A number or tensor that broadcasts to a batch, as one that broadcasts to a sample."""
+    array = _numpy(constant) if isinstance(constant, Tensor) else np.asarray(constant, np.float64)
+    full = array.ndim == len(value.shape) + 1
+    _require(not full or len(array) == 1, "has a constant that differs between samples")
+    return array[0] if full else array
+
+
+def _packing(layer: nn.Module) -> Packing | None:
+    mask = mask_of(layer)
+    return None if mask is None else Packing(mask.block, mask.members.shape[1], mask.members)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _sides(value: Any) -> Padding:
+    vertical, horizontal = _pair(value)
+    return vertical, horizontal, vertical, horizontal

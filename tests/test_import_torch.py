@@ -1,0 +1,346 @@
+"""PyTorch modules become graphs that compute the same."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra csengine[torch]")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from csengine import Engine, ModelFormatError, UnsupportedModelError, reference  # noqa: E402
+from csengine.convert import convert, pack_graph  # noqa: E402
+from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
+from csengine.importers.torch import load, load_checkpoint  # noqa: E402
+from csengine.packing import PackedMatrix  # noqa: E402
+from csengine.torch import KWinners, attach_mask, random_mask  # noqa: E402
+
+
+def settle(module: Any, *shape: int) -> Any:
+    """Give batch norms statistics that are not those of a fresh network."""
+    torch.manual_seed(0)
+    module.train()
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randn(16, *shape))
+    return module.eval()
+
+
+def assert_same(module: nn.Module, graph: Graph, *shape: int) -> None:
+    x = torch.randn(8, *shape)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    nhwc = np.ascontiguousarray(x.numpy().transpose(0, 2, 3, 1)) if len(shape) == 3 else x.numpy()
+    got = reference.run(graph, nhwc)
+    if got.ndim == 4:
+        got = got.transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def image_network() -> nn.Sequential:
+    """Most layers that the importer knows, nested."""
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=(1, 0), groups=8, bias=False), nn.BatchNorm2d(8, affine=False))
+    head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(40), nn.Linear(40, 20), KWinners(5, "global"), nn.Dropout())
+    return nn.Sequential(
+        stem,
+        nn.Identity(),
+        depthwise,
+        KWinners(3, "local"),
+        nn.AvgPool2d((1, 2), 1),
+        head,
+        nn.Linear(20, 6),
+        nn.Softmax(1),
+    )
+
+
+def test_a_network_of_every_layer() -> None:
+    module = settle(image_network(), 3, 20, 16)
+    graph = load(module, (3, 20, 16))
+    assert graph.layout == "NCHW"
+    assert_same(module, graph, 3, 20, 16)
+
+
+def test_global_average_pooling_and_image_outputs() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).eval()
+    assert_same(module, load(module, (2, 9, 7)), 2, 9, 7)
+    module = nn.Sequential(nn.Conv2d(2, 5, (1, 3), stride=(2, 1))).eval()
+    assert_same(module, load(module, (2, 9, 7)), 2, 9, 7)
+
+
+def test_vectors() -> None:
+    module = settle(nn.Sequential(nn.Linear(10, 30), nn.BatchNorm1d(30), KWinners(4, "local"), nn.Linear(30, 2)), 10)
+    assert_same(module, load(module, (10,)), 10)
+
+
+def test_boosting_is_kept_as_a_ranking_factor() -> None:
+    winners = KWinners(3, "local", units=8, boost_strength=2.0)
+    module = settle(nn.Sequential(nn.Conv2d(1, 8, 3), winners), 1, 6, 6)
+    graph = load(module, (1, 6, 6))
+    node = graph.output
+    assert isinstance(node, KWTA)
+    assert node.factor is not None
+    assert np.ptp(node.factor) > 0
+    assert_same(module, graph, 1, 6, 6)
+
+
+def test_boosting_between_a_flatten_and_a_linear_layer_is_reordered() -> None:
+    winners = KWinners(6, "global", units=48, boost_strength=1.5)
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.BatchNorm1d(48), winners, nn.Linear(48, 4))
+    assert_same(settle(module, 1, 6, 6), load(module, (1, 6, 6)), 1, 6, 6)
+
+
+def masked_network() -> nn.Sequential:
+    rng = np.random.default_rng(0)
+    conv, linear = nn.Conv2d(8, 16, 3), nn.Linear(256, 32)
+    attach_mask(conv, random_mask(72, 16, 4, rng=rng, block=(4, 4)))
+    attach_mask(linear, random_mask(256, 32, 8, rng=rng), (16, 4, 4))
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), linear)
+
+
+def test_masks_become_full_sets() -> None:
+    module = masked_network().eval()
+    graph = load(module, (8, 6, 6))
+    assert_same(module, graph, 8, 6, 6)
+    packed = [node.weight for node in pack_graph(graph).nodes if isinstance(node, (Conv2d, Linear))]
+    assert [(weight.block, weight.sets, weight.set_size) for weight in packed] == [((4, 4), 1, 4), ((1, 1), 4, 8)]  # type: ignore[union-attr]
+    assert all(weight.statistics().block_fill == 1.0 for weight in packed)  # type: ignore[union-attr]
+
+
+def test_convert_quantizes_packs_and_runs() -> None:
+    module = masked_network().eval()
+    graph = load(module, (8, 6, 6))
+    x = np.random.default_rng(1).random((64, 8, 6, 6), np.float32)
+    model, errors = convert(graph, x.transpose(0, 2, 3, 1), labels=tuple("abcdefghijklmnopqrstuvwxyzABCDEF"))
+    assert {error.dtype for error in errors} == {"uint8"}
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    got = Engine(model).run(x)
+    assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_convert_without_calibration_stays_float32_and_packs_by_default_only_what_is_sparse() -> None:
+    module = nn.Sequential(nn.Linear(40, 16), nn.Linear(16, 16, bias=False)).eval()
+    with torch.no_grad():
+        module[1].weight *= torch.rand(16, 16) < 0.2
+    model, errors = convert(load(module, (40,)), None, default=Packing(block=(4, 4)))
+    assert errors == ()
+    weights = [node.weight for node in model.graph.nodes if isinstance(node, Linear)]
+    assert isinstance(weights[0], np.ndarray)
+    assert isinstance(weights[1], PackedMatrix)
+    assert weights[1].block == (4, 4)
+    assert_same(module, model.graph, 40)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv2d(3, 4, 3, dilation=2), "dilation"),
+        (nn.Conv2d(3, 4, 3, padding="same"), "padding 'same'"),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding mode 'reflect'"),
+        (nn.MaxPool2d(2, ceil_mode=True), "ceil_mode"),
+        (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
+        (nn.Flatten(2), "flatten"),
+        (nn.Softmax(2), "softmax"),
+        (nn.GELU(), r"0 \(GELU\): has no counterpart"),
+        (nn.Conv1d(3, 4, 3), "Conv1d"),
+        (nn.LSTM(9, 4), "LSTM"),
+    ],
+)
+def test_what_cannot_be_exported_says_why(layer: nn.Module, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        load(nn.Sequential(layer).eval(), (3, 9, 9))
+
+
+def test_all_unknown_layers_are_listed() -> None:
+    with pytest.raises(UnsupportedModelError) as error:
+        load(nn.Sequential(nn.GELU(), nn.Conv2d(3, 4, 3), nn.Tanh()).eval(), (3, 9, 9))
+    assert "0 (GELU): has no counterpart" in str(error.value)
+    assert "2 (Tanh): has no counterpart" in str(error.value)
+
+
+# --- more than chains ------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """A bottleneck with a projection, as residual networks have it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        y += self.shortcut(x)
+        return self.relu(y)
+
+
+class Functional(nn.Module):
+    """The same things as functions and methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1)
+        self.head = nn.Linear(8 * 9, 5)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.max_pool2d(functional.relu6(self.stem(functional.pad(x, (1, 2, 0, 1)))), 2)
+        x = torch.cat([self.left(x), self.right(x)], dim=1) * self.scale
+        x = (x - 0.25) / 2.0 + functional.leaky_relu(x, 0.1)
+        x = functional.avg_pool2d(functional.hardtanh(x, -0.5, 1.5), 3, 1, 1, count_include_pad=False)
+        return functional.softmax(self.head(x.view(x.size(0), -1)), dim=1)
+
+
+def test_residual_networks() -> None:
+    module = settle(
+        nn.Sequential(Residual(3, 16, 2), Residual(16, 24, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)),
+        3, 12, 10,
+    )  # fmt: skip
+    graph = load(module, (3, 12, 10))
+    assert_same(module, graph, 3, 12, 10)
+    assert {"0.conv1", "1.shortcut.0"} <= graph.types.keys()
+    folded = convert(graph, None)[0].graph
+    assert not any(isinstance(node, Affine) for node in folded.nodes)
+
+
+def test_functions_and_methods() -> None:
+    module = settle(Functional(), 3, 8, 6)
+    assert_same(module, load(module, (3, 8, 6)), 3, 8, 6)
+    assert module.training is False
+
+
+def test_a_shared_layer_is_used_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.relu(self.layer(x)))
+
+    module = Twice().eval()
+    assert_same(module, load(module, (6,)), 6)
+
+
+def test_a_graph_that_computes_something_else_is_refused() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x - 0.5
+            return self.relu(y) + y  # y has changed meanwhile
+
+    with pytest.raises(UnsupportedModelError, match=r"differs from the module .* operations in place"):
+        load(InPlace(), (6,))
+    assert load(InPlace(), (6,), check=False).output_type.shape == (6,)
+
+
+def test_what_cannot_be_traced_says_so() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    class TwoInputs(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    with pytest.raises(UnsupportedModelError, match=r"cannot trace the module .* export it to ONNX"):
+        load(Branches(), (6,))
+    with pytest.raises(UnsupportedModelError, match="is a second input"):
+        load(TwoInputs(), (6,))
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def winners_network() -> nn.Sequential:
+    """The layout of the k-winners literature's small network."""
+    return nn.Sequential(
+        OrderedDict(
+            cnn1=nn.Conv2d(1, 6, 3),
+            cnn1_batchnorm=nn.BatchNorm2d(6, affine=False),
+            cnn1_maxpool=nn.MaxPool2d(2),
+            cnn1_kwinner=KWinners(2, "local", units=6),
+            flatten=nn.Flatten(),
+            linear1=nn.Linear(24, 12),
+            linear1_kwinner=KWinners(4, "global", units=12),
+            output=nn.Linear(12, 3),
+        )
+    )
+
+
+def literature_checkpoint() -> tuple[nn.Sequential, dict[str, torch.Tensor]]:
+    """A network, and its checkpoint as that literature writes it."""
+    module = settle(winners_network(), 1, 6, 6)
+    with torch.no_grad():
+        for layer in (module.cnn1_kwinner, module.linear1_kwinner):
+            layer.duty_cycle.copy_(torch.rand(layer.duty_cycle.shape))
+            layer.set_boost_strength(1.5)
+    state: dict[str, torch.Tensor] = {}
+    for key, tensor in module.state_dict().items():
+        wrapped = key.replace("cnn1.", "cnn1.module.").replace("linear1.", "linear1.module.")
+        state[wrapped] = tensor.reshape(1, -1, 1, 1) if key == "cnn1_kwinner.duty_cycle" else tensor.clone()
+    state["linear1.zero_weights"] = torch.zeros(2, 5, dtype=torch.int64)
+    return module, state
+
+
+def test_checkpoints_of_the_literature_are_read_by_key_names(tmp_path: Path) -> None:
+    trained, state = literature_checkpoint()
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    module = load_checkpoint(winners_network(), path)
+    graph = load(module, (1, 6, 6))
+    assert_same(trained, graph, 1, 6, 6)
+    factors = [node.factor for node in graph.nodes if isinstance(node, KWTA)]
+    assert all(factor is not None and np.ptp(factor) > 0 for factor in factors)
+
+
+def test_what_a_checkpoint_lacks_is_the_modules_own() -> None:
+    _, state = literature_checkpoint()
+    state = {key: tensor for key, tensor in state.items() if not key.endswith("boost_strength")}
+    assert load_checkpoint(winners_network(), state).cnn1_kwinner.factor is None
+    del state["cnn1_kwinner.duty_cycle"], state["output.bias"]
+    state["linear1.module.weight"] = torch.zeros(12, 25)
+    state["other.weight"] = torch.zeros(3)
+    with pytest.raises(UnsupportedModelError) as error:
+        load_checkpoint(winners_network(), state)
+    for expected in (
+        "cnn1_kwinner.duty_cycle: missing",
+        "output.bias: missing",
+        "linear1.weight: has shape (12, 25); expected (12, 24)",
+        "other.weight: left over",
+    ):
+        assert expected in str(error.value)
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("content", [Evil(), {"state_dict": Evil()}, 3.0], ids=["code", "nested", "number"])
+def test_files_that_hold_more_than_tensors_are_refused(
+    content: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(content, tmp_path / "evil.pt")
+    with pytest.raises(ModelFormatError, match=r"holds something else than tensors|expected a state_dict"):
+        load_checkpoint(winners_network(), tmp_path / "evil.pt")
+    (tmp_path / "evil.pt").write_bytes(b"garbage")
+    with pytest.raises(ModelFormatError):
+        load_checkpoint(winners_network(), tmp_path / "evil.pt")
+    assert "executed" not in capsys.readouterr().out
