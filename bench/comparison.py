@@ -63,6 +63,11 @@ def name_of(row: Row) -> str:
     return OWN if mode == "auto" else f"{OWN}, {mode}"
 
 
+def percent(share: float, decimals: int = 0) -> str:
+    """As the documentation writes it."""
+    return f"{share:.{decimals}%}".replace("%", " %")
+
+
 def micro(seconds: float) -> str:
     value = seconds * 1e6
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -221,8 +226,8 @@ def main_linear_table(report: Report) -> str:
         lines.append((NAMES[row["peer"]], row["variant"], micro(row["median_seconds"]), *gains))
     layer = f"{contest['inputs']}→{contest['outputs']}"
     return (
-        f"A linear layer {layer}, {TYPICAL:.0%} of the weights not zero, {TYPICAL:.0%} of the inputs active, one "
-        "vector:\n\n" + markdown(("runtime", "variant", ">µs", ">csengine, 1×16", ">1×1"), lines)
+        f"A linear layer {layer}, {percent(TYPICAL)} of the weights not zero, {percent(TYPICAL)} of the inputs active, "
+        "one vector:\n\n" + markdown(("runtime", "variant", ">µs", ">csengine, 1×16", ">1×1"), lines)
     )
 
 
@@ -237,7 +242,7 @@ def linear_table(report: Report) -> str:
         gain = best["median_seconds"] / min(own)
         layer = f"{contest['inputs']}→{contest['outputs']}"
         cells = (name_of(best), micro(best["median_seconds"]), f"{gain:.1f}×")
-        rows.append((layer, f"{contest['density']:.0%}", *map(micro, own), *cells))
+        rows.append((layer, percent(contest["density"]), *map(micro, own), *cells))
     return markdown(header, rows) + (
         "\n\nOne vector, 10 % of it active, one thread. csengine int8 in three block shapes (1×1 is the paper's "
         "packing), each in its fastest mode; the peers run the weights of the first in every precision they have."
@@ -287,7 +292,7 @@ def convolutions_table(report: Report) -> str:
             own = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
             gain = rival["median_seconds"] / relu["median_seconds"]
             cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
-            lines.append((contest["name"], f"{contest['density']:.0%}", *own, *cells))
+            lines.append((contest["name"], percent(contest["density"]), *own, *cells))
     return markdown(header, lines) + (
         "\n\nBatch 1, one thread, ReLU after each (half of the activations are 0); a chain of 9 less a chain of 1, "
         "divided by 8. The column *k-winners* keeps a tenth of the channels instead, its selection included."
@@ -305,7 +310,7 @@ def scaling_table(report: Report) -> str:
         for p in points:
             if p["activity"] in (0.02, 0.1, 1.0) and p["density"] in (0.02, 0.1, 0.4):
                 each = p["median_seconds"] / p["macs_needed"] * 1e12
-                shares = (f"{p['density']:.0%}", f"{p['activity']:.0%}")
+                shares = (percent(p["density"]), percent(p["activity"]))
                 rows.append((block, *shares, f"{p['macs_needed']:,.0f}", micro(p["median_seconds"]), f"{each:,.0f}"))
     return markdown(("blocks", ">weights", ">active", ">products", ">µs", ">ps per product"), rows)
 
@@ -345,14 +350,14 @@ def digits_table(results: list[Row]) -> str:
     (dense,) = found["dense"].values()
     sparsities = sorted({result["sparsity"] for result in results} - {0.0})
     rows = [
-        (f"{sparsity:.0%}", *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
+        (percent(sparsity), *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
     ]
     header = (">sparsity", *(f">{label}" for label in METHODS.values()))
     return f"{markdown(header, rows)}\n\nDense: {_mean_percent(dense)} (mean of {len(dense)} seeds, int8)."
 
 
 def _mean_percent(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.1%}".replace("%", " %")
+    return percent(sum(values) / len(values), 1)
 
 
 def imports_table(networks: Iterable[Row]) -> str:

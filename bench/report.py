@@ -39,7 +39,7 @@ def read(path: Path) -> Any:
 
 
 def percent(result: Mapping[str, Any]) -> str:
-    return f"{result['mean']:.2%} ± {result['deviation'] or 0:.2%}".replace("%", " %")
+    return f"{comparison.percent(result['mean'], 2)} ± {comparison.percent(result['deviation'] or 0, 2)}"
 
 
 def accuracy_table(study: Mapping[str, Any]) -> str:
