@@ -523,7 +523,7 @@ def test_products_of_activations(depth: int, columns: int) -> None:
     check((source, part, turned, MatMul(name="y", inputs=("x", "turned"))), x)
 
 
-@pytest.mark.parametrize("axes", itertools.permutations(range(3)))
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
 def test_transposes(axes: tuple[int, int, int], dtype: str) -> None:
     scale = None if dtype == "float32" else 1.0
