@@ -593,12 +593,13 @@ class Graph:
     def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
         """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""
         swaps = self.layout == "NCHW" and x.ndim == 4
-        return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if swaps else x).reshape(len(x), *self.input.shape)
+        inside: NDArray[Any] = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if swaps else x)
+        return inside.reshape(len(x), *self.input.shape)
 
     def to_caller(self, y: NDArray[Any]) -> NDArray[Any]:
         """A batch of results `[B, ...]` in the caller's order of axes."""
         if self.layout == "NCHW" and y.ndim == 4:
-            return y.transpose(0, 3, 1, 2)
+            return np.asarray(y.transpose(0, 3, 1, 2))
         return y.reshape(len(y), *self.outside(y.shape[1:]))
 
 

@@ -307,7 +307,7 @@ def matmul(node: MatMul, a: Array, b: Array) -> Array:
 
 def transpose(node: Transpose, x: Array) -> Array:
     """The axes of each image in another order."""
-    return x.transpose(0, *(axis + 1 for axis in node.axes))
+    return np.asarray(x.transpose(0, *(axis + 1 for axis in node.axes)))
 
 
 _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
