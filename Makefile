@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -38,6 +38,7 @@ bench: $(VENV)/.bench
 	taskset -c $(BENCH_CPU) $(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-max-time=0.5 \
 	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/kernels.json
 	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/numba_twin.py
 	$(BIN)/python bench/report.py
 
 # Other runtimes, each in an environment of its own, for `csengine bench --against`.
@@ -104,6 +105,11 @@ sanitize-%: $(VENV)/.test
 	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD=$$($(CC) -print-file-name=$(RUNTIME)) ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
 	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
+
+# The shipped networks under valgrind.
+memcheck: $(VENV)/.core
+	tools/system_packages.sh valgrind
+	$(BIN)/python tools/memcheck.py
 
 $(VENV)/.core: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -326,6 +326,22 @@ def kernels_table(report: Report) -> str:
     return markdown(("layer", *(f">{tier}, µs" for tier in tiers)), rows)
 
 
+def numba_table(report: Report) -> str:
+    """The Numba backend beside the C++ one, by network, mode and batch size."""
+    rows = []
+    for row in report["rows"]:
+        times = {name: seconds / row["batch"] for name, seconds in row["median_seconds"].items()}
+        ratio = times["numba"] / times["cpp avx512"]
+        network = NETWORKS[row["network"]]
+        rows.append((network, row["mode"], str(row["batch"]), *map(micro, times.values()), f"{ratio:.1f}"))
+    header = ("network", "mode", ">batch", ">C++, µs", ">C++ avx512, µs", ">Numba, µs", ">Numba : C++ avx512")
+    start = report["seconds_to_first_result"]
+    return (
+        f"{markdown(header, rows)}\n\nPer word, one thread. The first result takes {start['compiling']:.0f} s in a "
+        f"process that has to compile and {start['cached']:.1f} s in one that finds Numba's cache."
+    )
+
+
 # --- accuracy, imports -----------------------------------------------------------------------------------------------
 
 METHODS = {

@@ -154,6 +154,11 @@ def kernels(report: comparison.Report, images: Path) -> dict[str, str]:
     }
 
 
+def numba(report: comparison.Report, images: Path) -> dict[str, str]:
+    del images
+    return {"numba": f"## The Numba backend\n\n{comparison.numba_table(report)}"}
+
+
 def digits(report: comparison.Report, images: Path) -> dict[str, str]:
     pictures.digits(report["results"], images / "digits.png")
     table = comparison.digits_table(report["results"])
@@ -171,6 +176,7 @@ SECTIONS: Mapping[str, Callable[[comparison.Report, Path], dict[str, str]]] = {
     "peers-convolutions": convolutions,
     "scaling": scaling,
     "kernels": kernels,
+    "numba": numba,
     "digits": digits,
     "imports": imports,
 }

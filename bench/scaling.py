@@ -108,15 +108,15 @@ def time_points(what: str, points: Sequence[Point], runs: int, seconds: float) -
             x = point.x[: point.batch]
             expected = measure.reference_engine(point.model).run(x)
             measure.require_agreement(engine, f"{what} {point.facts}", engine.run(x), expected)
-        calls = [rotating(engine, point) for engine, point in zip(engines, points, strict=True)]
+        calls = [rotating(engine, point.x, point.batch) for engine, point in zip(engines, points, strict=True)]
         with Progress(what, measure.ROUNDS) as progress:
             timings = measure.interleave(calls, runs, seconds, progress)
     return [_row(*found) for found in zip(points, engines, timings, strict=True)]
 
 
-def rotating(engine: Engine, point: Point) -> Callable[[], object]:
-    """A call that runs on the next batch."""
-    batches = itertools.cycle([point.x[i : i + point.batch] for i in range(0, len(point.x), point.batch)])
+def rotating(engine: Engine, x: Any, batch: int) -> Callable[[], object]:
+    """A call that runs on the next batch of samples x."""
+    batches = itertools.cycle([x[i : i + batch] for i in range(0, len(x), batch)])
     return lambda: engine.run(next(batches))
 
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
 
 #include "arena.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kRuns = 9;           // measured runs of a candidate
 constexpr double kBudget = 20e-3;  // seconds after which no further run begins
+constexpr double kPlain = 32;      // products of the best kernels in the time of one of plain code
 constexpr double kHopeless = 2;    // a first run this much slower than the best candidate's best ends the matter
 
 constexpr Mode kModes[] = {Mode::sparse_sparse, Mode::sparse_dense, Mode::dense};
@@ -95,6 +97,11 @@ double cost(const LayerSpec& spec, Mode mode, double activity) {
     return p.row_blocks * (active * row + (mode == Mode::sparse_sparse ? p.u : 0));
 }
 
+// Whether a mode leaves out so much that even plain code may win with it.
+bool saves_much(const LayerSpec& spec, Mode mode, double activity) {
+    return kPlain * cost(spec, mode, activity) < cost(spec, Mode::dense, activity);
+}
+
 }  // namespace
 
 Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
@@ -110,11 +117,14 @@ Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, do
     Choice<LayerSpec> best;
     double best_seconds = std::numeric_limits<double>::infinity();
     Tier least = Tier::scalar;
+    std::set<Mode> tried;
     const auto& table = kernels<LayerSpec>();
     for (auto row = table.rbegin(); row != table.rend(); ++row) {
-        if (row->tier > tier || row->tier < least || row->mode > limit) continue;
+        if (row->tier > tier || row->mode > limit) continue;
+        if (row->tier < least && (tried.count(row->mode) || !saves_much(spec, row->mode, activity))) continue;
         auto step = row->prepare(spec);
         if (!step) continue;
+        tried.insert(row->mode);
         if (best.measured.empty() && row->tier > Tier::scalar) least = tier_below(row->tier);
         const double seconds = stopwatch.time(*step, best_seconds);
         best.measured.push_back({&*row, seconds});

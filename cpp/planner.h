@@ -39,7 +39,8 @@ Choice<Spec> choose(const Spec& spec, Tier tier) {
 Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode);
 
 // The fastest kernel for a layer that uses no more sparsity than `limit`, measured on random inputs of which a share
-// `activity` is other than zero. Tried are the kernels of the best tier that has any for the layer, and of the next.
+// `activity` is other than zero. Tried are the kernels of the best tier that has any for the layer, and of the next; of
+// lower ones only what uses sparsity that those do not, where it saves nearly everything.
 Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity);
 
 // The kernel of that name. Throws std::invalid_argument, which names those that can run the layer, if it cannot.

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "guard.h"
+
 namespace cs {
 namespace {
 
@@ -165,13 +167,13 @@ bool Program::may_write(size_t step, size_t offset, int64_t samples) const {
 std::vector<std::string> Program::audit(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch,
                                         std::byte poison) const {
     std::vector<std::string> guilty;
-    Arena arena = make_arena(arena_bytes_);
-    if (!arena) throw std::bad_alloc();
-    std::memset(arena.get(), static_cast<int>(poison), arena_bytes_);
     const int64_t samples = std::min(batch, chunk_);
+    const GuardedMemory arena(arena_bytes_, kAlignment), input(samples * caller_bytes, 1);
+    std::memset(arena.get(), static_cast<int>(poison), arena_bytes_);
+    if (samples) std::memcpy(input.get(), x, samples * caller_bytes);
     for (size_t i = 0; i < steps_.size(); ++i) {
         const std::vector<std::byte> before(arena.get(), arena.get() + arena_bytes_);
-        run_step(i, arena.get(), x, caller_bytes, samples);
+        run_step(i, arena.get(), input.get(), caller_bytes, samples);
         for (size_t at = 0; at < arena_bytes_; ++at) {
             if (before[at] == arena.get()[at] || may_write(i, at, samples)) continue;
             guilty.push_back(steps_[i].node + ": " + steps_[i].kernel);

@@ -53,8 +53,8 @@ class Program {
     // As run(), on one thread; seconds spent in each step.
     std::vector<double> profile(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
 
-    // For tests: runs at most one chunk step by step over memory filled with `poison`, writes the results to y, and
-    // returns the steps that wrote anywhere but to their output's samples and their own scratch.
+    // For tests: runs at most one chunk step by step over guarded memory filled with `poison`, writes the results to y,
+    // and returns the steps that wrote anywhere but to their output's samples and their own scratch.
     std::vector<std::string> audit(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch,
                                    std::byte poison) const;
 

@@ -88,7 +88,6 @@ OPERATIONS = {
     "softmax": (node("Softmax", "x", axis=1), {}),
     "identity": (node("Identity", "x"), {}),
     "conv_dilated": (node("Conv", "x", "w", dilations=[2, 3], pads=[2, 1, 0, 3]), {"w": weights(4, 6, 3, 2)}),
-    "conv_dilated_same": (node("Conv", "x", "w", dilations=[2, 2], auto_pad="SAME_UPPER"), {"w": weights(4, 6, 3, 3)}),
     "max_pool_ceil": (node("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), {}),
     "max_pool_ceil_padded": (
         node("MaxPool", "x", kernel_shape=[2, 3], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1),
@@ -100,8 +99,6 @@ OPERATIONS = {
     "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
     "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
-    "gelu": (node("Gelu", "x"), {}),
-    "gelu_tanh": (node("Gelu", "x", approximate="tanh"), {}),
 }
 
 

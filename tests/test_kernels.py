@@ -230,6 +230,15 @@ def test_float_convolution_geometries(
     check_float_layer(np.random.default_rng(channels), layer, (9, 11, channels), block=(1, 8), density=0.3)
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("padding", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (1, 1, 1, 1)])
+def test_windows_beside_a_single_position(stride: tuple[int, int], padding: tuple[int, int, int, int]) -> None:
+    """They read padding only: such a layer looks like a linear one and is none."""
+    layer, rng = conv((1, 1), 8, 17, stride=stride, padding=padding), np.random.default_rng(1)
+    check_layer(rng, layer, (1, 1, 8), block=(4, 16), density=0.5)
+    check_float_layer(rng, layer, (1, 1, 8), block=(1, 8), density=0.5)
+
+
 @pytest.mark.parametrize("width", [1, 2, 5, 6, 7, 11, 12, 13, 14, 15, 27, 28, 29, 30, 57])
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
 def test_float_convolution_widths(width: int, pool: bool) -> None:

@@ -70,9 +70,10 @@ struct LayerSpec {
     Requantization requantization;
 };
 
-// Whether a layer is one vector of inputs to one vector of outputs.
+// Whether a layer is one vector of inputs to one vector of outputs (with padding, its window may lie beside the input).
 inline bool is_linear(const LayerSpec& s) {
-    return s.groups == 1 && s.rows == s.input.size() && s.input.positions() == 1 && s.conv_height * s.conv_width == 1;
+    return s.groups == 1 && s.rows == s.input.size() && s.input.positions() == 1 && s.conv_height * s.conv_width == 1 &&
+           s.window.pad_top == 0 && s.window.pad_left == 0;
 }
 
 // The caller's array: float32, which an integer network quantizes, or the network's own type.

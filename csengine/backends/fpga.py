@@ -175,7 +175,7 @@ class FpgaProgram:
             node.name: KernelChoice(OPERATION_NAMES[type(node)], "numpy", "")
             for node in (self._graph.input, *self._tail)
         }
-        found[self._pipeline.output] = KernelChoice("pipeline", self._tier, "sparse-sparse", self._cycles)
+        found[self._pipeline.output] = KernelChoice("pipeline", self._tier, "sparse-sparse", cycles=self._cycles)
         return {node.name: found[node.name] for node in self._graph.nodes if node.name in found}
 
     def profile(self, x: Array) -> Mapping[str, float]:

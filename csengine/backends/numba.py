@@ -504,9 +504,8 @@ def _route(packed: PackedMatrix) -> tuple[Array, Array]:
     owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
     first = np.where(packed.kid == NOBODY, spare, owner) * v
     route = np.repeat(first, u, axis=0)[..., None] + np.arange(0, v, lanes)
-    blocks = packed.sets * parts
-    rows = packed.row_blocks * u
-    return _aligned(weights.reshape(rows, blocks, lanes)), _aligned(route.reshape(rows, blocks), np.uint32)
+    shape = len(weights), packed.sets * parts
+    return _aligned(weights.reshape(*shape, lanes)), _aligned(route.reshape(shape), np.uint32)
 
 
 def _bind_select(

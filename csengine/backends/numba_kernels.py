@@ -65,9 +65,9 @@ def _inlined(function: _Function) -> _Function:
     return cast(_Function, njit(function, forceinline=True, **_OPTIONS))
 
 
-def _operation(typed: _Function) -> _Function:
+def _operation(typed: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose LLVM instructions are written by hand; it is called without `typing_context`."""
-    return cast(_Function, intrinsic(prefer_literal=True)(typed))
+    return cast("Callable[..., Any]", intrinsic(prefer_literal=True)(typed))
 
 
 class Kernel:
@@ -118,7 +118,7 @@ class Kernel:
 # is one: a fixed number of lanes, as many registers as they need, and the few operations that the kernels below name.
 
 
-class _Vector(types.Type):  # type: ignore[misc]
+class _Vector(types.Type):
     """Lanes of an array's element type."""
 
     def __init__(self, dtype: Any, lanes: int) -> None:
@@ -127,9 +127,9 @@ class _Vector(types.Type):  # type: ignore[misc]
 
 
 @register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.lanes))
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.dtype).get_value_type(), kind.lanes))  # type: ignore[no-untyped-call]
 
 
 def _lanes_in_memory(context: Any, builder: Any, kind: Any, arguments: Any, lanes: int) -> tuple[Any, int]:

@@ -30,7 +30,7 @@ def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True)
 
     input_shape: of one sample, (C, H, W), (positions, features) or (features,). check: whether to run both on random
     samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. Raises
-    UnsupportedModelError with everything that cannot be imported, or if the graph computes something else than the module.
+    UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -197,15 +197,25 @@ class _Importer:
 
     def _call_function(self, node: fx.Node) -> Any:
         operation = FUNCTIONS.get(node.target) or METHODS.get(node.target if isinstance(node.target, str) else "")
+        arguments = self._resolve(node.args)
+        options = {name: self._resolve(value) for name, value in node.kwargs.items()}
+        if operation is None and callable(node.target) and not _holds_activations((arguments, options)):
+            return node.target(*arguments, **options)  # of shapes and constants
         if operation is None:
             known = ", ".join(sorted({made.__name__.strip("_") for made in FUNCTIONS.values()}))
             raise UnsupportedError("has no counterpart", f"known are {known}")
-        arguments = self._resolve(node.args)
-        options = {name: self._resolve(value) for name, value in node.kwargs.items()}
         try:
             return operation(self.builder, node.name, *arguments, **options)
         except TypeError as error:
             raise UnsupportedError(f"is called in a way that is not supported ({error})") from error
+
+
+def _holds_activations(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return any(map(_holds_activations, item.values()))
+    if isinstance(item, (list, tuple)):
+        return any(map(_holds_activations, item))
+    return isinstance(item, (Value, Padded))
 
 
 class _UnknownError(Exception):
