@@ -424,7 +424,7 @@ class Builder:
 
     def softmax(self, name: str, value: Value, axes: Sequence[int]) -> Value:
         """Softmax over the axes of a sample, which have to be channels, or the last."""
-        if tuple(axes) == (len(value.shape) - 1,) and self._scope(value, axes) != "local":
+        if tuple(axes) == (len(value.shape) - 1,) and self._scope(value, axes) is None:
             value = self.channels_last(value, name)
         scope, is_one_position = self._scope(value, axes), value.places.size == value.places.shape[-1]
         if scope is None or (scope == "global" and not is_one_position):
