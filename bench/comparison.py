@@ -299,6 +299,70 @@ def convolutions_table(report: Report) -> str:
     )
 
 
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+
+def whole_networks(report: Report) -> list[Report]:
+    """The contests of imported networks; the others are feed-forward blocks."""
+    return [contest for contest in report["contests"] if "→" not in contest["name"]]
+
+
+def own_in_mode(contest: Report, mode: str) -> Row | None:
+    return fastest(row for row in contest["rows"] if row["peer"] == OWN and row["variant"].endswith(f"/{mode}"))
+
+
+def imported_table(report: Report) -> str:
+    """Milliseconds per image, and against the fastest of the others."""
+    lines = []
+    for contest in whole_networks(report):
+        own, dense, rival = (
+            own_in_mode(contest, "auto"),
+            own_in_mode(contest, "dense"),
+            fastest(peers_of(contest["rows"])),
+        )
+        if own and dense and rival:
+            times = [f"{row['median_seconds'] / contest['batch'] * 1e3:.2f}" for row in (own, dense, rival)]
+            gain = f"{rival['median_seconds'] / own['median_seconds']:.2f}×"
+            facts = (contest["name"], percent(contest["density"]), str(contest["batch"]))
+            lines.append((*facts, times[0], block_of(own), times[1], name_of(rival), times[2], gain))
+    header = ("network", ">weights", ">batch", ">csengine, ms per image", "blocks", ">dense only", "fastest peer")
+    return markdown((*header, ">its ms", ">gain"), lines)
+
+
+def feed_forward_table(report: Report) -> str:
+    """One position through a transformer's feed-forward block."""
+    lines = []
+    for contest in report["contests"]:
+        rival = fastest(peers_of(contest["rows"]))
+        own = {
+            name: fastest(row for row in contest["rows"] if (row["peer"], row["function"]) == (OWN, name))
+            for name in ("k-winners", "ReLU")
+        }
+        winners, relu = own["k-winners"], own["ReLU"]
+        if "→" in contest["name"] and rival and winners and relu:
+            cells = [f"{micro(row['median_seconds'])} ({block_of(row)})" for row in (winners, relu)]
+            gains = [f"{rival['median_seconds'] / row['median_seconds']:.1f}×" for row in (winners, relu)]
+            lines.append((contest["name"], *cells, name_of(rival), micro(rival["median_seconds"]), *gains))
+    header = ("block", ">csengine, k-winners, µs (blocks)", ">ReLU", "fastest peer, ReLU", ">its µs")
+    return markdown((*header, ">gain of k-winners", ">of ReLU"), lines)
+
+
+def plan_table(report: Report) -> str:
+    """What ran the layers of every network at the typical sparsity, one image at a time."""
+    lines = []
+    for contest in whole_networks(report):
+        own = own_in_mode(contest, "auto")
+        if own is None or (contest["density"], contest["batch"]) != (TYPICAL, 1):
+            continue
+        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for layer in own["plan"]:
+            found.setdefault((layer["mode"], layer["kernel"]), []).append(layer)
+        for (mode, kernel), layers in sorted(found.items(), key=lambda item: -len(item[1])):
+            macs = [f"{sum(layer[key] for layer in layers) / 1e6:,.0f}" for key in ("macs_dense", "macs_done")]
+            lines.append((contest["name"], mode, f"`{kernel}`", str(len(layers)), *macs))
+    return markdown(("network", "mode", "kernel", ">layers", ">million products, dense", ">done"), lines)
+
+
 # --- csengine alone ---------------------------------------------------------------------------------------------------
 
 

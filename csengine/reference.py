@@ -15,12 +15,11 @@ vector x of inputs:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
+from math import erf, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erf
 
 from csengine.graph import (
     KWTA,
@@ -289,7 +288,7 @@ def gelu(node: Gelu, x: Array) -> Array:
     if node.approximate == "tanh":
         share = np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3))
     else:
-        share = erf(exact / np.sqrt(2))
+        share = np.vectorize(erf, otypes=[np.float64])(exact / np.sqrt(2))
     return np.asarray(0.5 * exact * (1 + share), np.float32)
 
 
