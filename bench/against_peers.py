@@ -204,14 +204,20 @@ def imported(settings: Settings) -> Iterator[Case]:
 
 
 def _feed_forward(settings: Settings) -> Iterator[Case]:
-    """One position: a tenth of the weights, and k-winners or ReLU between the layers."""
+    """One position: a tenth of the weights; k-winners before both layers, between them only, or ReLU between them."""
     for inputs, hidden in cases.FEED_FORWARD[:1] if settings.quick else cases.FEED_FORWARD:
-        x = cases.active_input(np.random.default_rng(1), (INPUTS, inputs), 1.0)
+        rng = np.random.default_rng(1)
+        x, chosen = (cases.active_input(rng, (INPUTS, inputs), share) for share in (1.0, TYPICAL))
         entries = []
         for block in cases.BLOCKS:
             winners = cases.feed_forward(inputs, hidden, TYPICAL, TYPICAL, block)
             relu = cases.feed_forward(inputs, hidden, TYPICAL, None, block)
-            entries += [own("k-winners", winners, x, block=block), own("ReLU", relu, x, block=block)]
+            both = cases.feed_forward(inputs, hidden, TYPICAL, TYPICAL, block, before=TYPICAL)
+            entries += [
+                own(cases.BEFORE_BOTH, both, chosen, block=block),
+                own("k-winners between", winners, x, block=block),
+            ]
+            entries.append(own("ReLU", relu, x, block=block))
             if block == cases.BLOCKS[0]:
                 entries += entries_of(settings, "ReLU", relu, x, without="compiled")
         facts = {"name": f"{inputs}→{hidden}→{inputs}", "density": TYPICAL, "batch": 1}

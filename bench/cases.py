@@ -20,7 +20,7 @@ from csengine.cli import shipped
 from csengine.container import Model
 from csengine.convert import convert
 from csengine.engine import Engine
-from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, Node, Requantization
+from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, Node, Requantization, Softmax
 from csengine.packing import EMPTY, NOBODY, PackedMatrix
 from csengine.pruning import prune
 from csengine.quantization import multiplier_and_shift
@@ -83,15 +83,18 @@ def with_dense_convolutions(model: Model) -> Model:
 
 @lru_cache(maxsize=1)
 def imported_source(name: str) -> Graph:
-    """A network that others published, imported with random weights: "ResNet-50" or "MobileNetV2", images of 224²."""
+    """A network that others published, imported with random weights: "ResNet-50" or "MobileNetV2", images of 224².
+
+    They end in logits: the softmax of random ones would hide what a runtime gets wrong.
+    """
     sys.path.insert(0, str(ROOT / "tests"))
     import light_models
 
     from csengine.importers import onnx
 
-    if name == "ResNet-50":
-        return onnx.read(light_models.light("resnet50")).graph
-    return onnx.read(light_models.mobilenet_v2(224, 1000)).graph
+    model = light_models.light("resnet50") if name == "ResNet-50" else light_models.mobilenet_v2(224, 1000)
+    graph = onnx.read(model).graph
+    return Graph(graph.nodes[:-1] if isinstance(graph.output, Softmax) else graph.nodes, graph.layout)
 
 
 def imported_network(name: str, sparsity: float, block: tuple[int, int]) -> Model:
@@ -106,19 +109,30 @@ def images(count: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((count, 224, 224, 3), np.float32)
 
 
-def feed_forward(inputs: int, hidden: int, density: float, share: float | None, block: tuple[int, int]) -> Model:
+def feed_forward(
+    inputs: int, hidden: int, density: float, share: float | None, block: tuple[int, int], before: float = 1.0
+) -> Model:
     """A transformer's feed-forward block for one position: two linear layers, between them k-winners of that share.
 
-    share: None for a ReLU only. Without k-winners the second layer finds half of its inputs active.
+    share: None for a ReLU only, of which half is active. before: share of the inputs that win before the first layer.
     """
-    first = packed_weights(np.random.default_rng(0), inputs, hidden, density, block)
-    second = packed_weights(np.random.default_rng(1), hidden, inputs, density, block)
+    first, second = _packed_pair(inputs, hidden, density, block)
     mean_square = _SPREAD**2 * (0.5 if share is None else 0.33)
-    nodes: list[Node] = [_input((inputs,)), _linear("up", "input", first, _SPREAD**2)]
+    nodes: list[Node] = [_input((inputs,))]
+    if before < 1.0:
+        nodes.append(KWTA(name="chosen", inputs=("input",), k=max(1, round(before * inputs)), scope="global"))
+    nodes.append(_linear("up", nodes[-1].name, first, before * _SPREAD**2))
     if share is not None:
         nodes.append(KWTA(name="winners", inputs=("up",), k=max(1, round(share * hidden)), scope="global"))
     nodes.append(_linear("down", nodes[-1].name, second, mean_square))
     return Model(Graph(tuple(nodes)))
+
+
+@lru_cache(maxsize=1)
+def _packed_pair(inputs: int, hidden: int, density: float, block: tuple[int, int]) -> tuple[PackedMatrix, PackedMatrix]:
+    """Weights of both layers of a block."""
+    first = packed_weights(np.random.default_rng(0), inputs, hidden, density, block)
+    return first, packed_weights(np.random.default_rng(1), hidden, inputs, density, block)
 
 
 def _linear(name: str, source: str, weight: PackedMatrix, mean_square: float) -> Linear:
@@ -279,6 +293,7 @@ IMPORTED: dict[str, tuple[tuple[int, int], ...]] = {
     "MobileNetV2": ((4, 16), (4, 8)),
 }
 """Networks, and the blocks in which each is pruned."""
+BEFORE_BOTH = "k-winners before both layers"
 FEED_FORWARD = ((768, 3072), (4096, 16384))
 
 

@@ -334,17 +334,16 @@ def feed_forward_table(report: Report) -> str:
     lines = []
     for contest in report["contests"]:
         rival = fastest(peers_of(contest["rows"]))
-        own = {
-            name: fastest(row for row in contest["rows"] if (row["peer"], row["function"]) == (OWN, name))
-            for name in ("k-winners", "ReLU")
-        }
-        winners, relu = own["k-winners"], own["ReLU"]
-        if "→" in contest["name"] and rival and winners and relu:
-            cells = [f"{micro(row['median_seconds'])} ({block_of(row)})" for row in (winners, relu)]
-            gains = [f"{rival['median_seconds'] / row['median_seconds']:.1f}×" for row in (winners, relu)]
-            lines.append((contest["name"], *cells, name_of(rival), micro(rival["median_seconds"]), *gains))
-    header = ("block", ">csengine, k-winners, µs (blocks)", ">ReLU", "fastest peer, ReLU", ">its µs")
-    return markdown((*header, ">gain of k-winners", ">of ReLU"), lines)
+        if "→" not in contest["name"] or rival is None:
+            continue
+        for function in dict.fromkeys(row["function"] for row in contest["rows"]):
+            own = fastest(row for row in contest["rows"] if (row["peer"], row["function"]) == (OWN, function))
+            if own:
+                gain = f"{rival['median_seconds'] / own['median_seconds']:.1f}×"
+                times = micro(own["median_seconds"]), block_of(own), name_of(rival), micro(rival["median_seconds"])
+                lines.append((contest["name"], function, *times, gain))
+    header = ("block", "csengine's activations", ">csengine, µs", "blocks", "fastest peer (ReLU)", ">its µs", ">gain")
+    return markdown(header, lines)
 
 
 def plan_table(report: Report) -> str:

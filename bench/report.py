@@ -137,13 +137,19 @@ def convolutions(report: comparison.Report, images: Path) -> dict[str, str]:
 def imported(report: comparison.Report, images: Path) -> dict[str, str]:
     pictures.imported(report, images / "imported.png")
     return {
-        "peers-imported": "## Whole networks\n\n![Time per image](images/imported.png)\n\n"
-        f"{comparison.imported_table(report)}\n\nImages of 224², one thread, int8; all layers but the first and the "
-        "last pruned. Every runtime gets the same pruned network; *dense only* is csengine without sparsity.\n\n"
-        f"### Plan\n\n{comparison.plan_table(report)}\n\n### Feed-forward blocks of transformers\n\n"
-        f"{comparison.feed_forward_table(report)}\n\nOne position, all its inputs active; a tenth of the weights. "
-        "k-winners keep a tenth of the hidden units, of which a ReLU leaves half. The others run the ReLU.\n\n"
-        f"{comparison.conditions(report)}"
+        "peers-imported": "\n\n".join(
+            (
+                "## Whole networks\n\n![Time per image](images/imported.png)",
+                comparison.imported_table(report),
+                "Images of 224², one thread, int8; all layers but the first and the last pruned. Every runtime gets "
+                "the same pruned network; *dense only* is csengine without sparsity.",
+                f"### Plan\n\n{comparison.plan_table(report)}",
+                f"### Feed-forward blocks of transformers\n\n{comparison.feed_forward_table(report)}",
+                "One position, a tenth of the weights, int8. k-winners keep a tenth; a ReLU leaves half of the hidden "
+                "units, and all inputs. The others run the ReLU.",
+                comparison.conditions(report),
+            )
+        )
     }
 
 
