@@ -40,7 +40,7 @@ def read(path: Path) -> Any:
 
 
 def percent(result: Mapping[str, Any]) -> str:
-    return f"{result['mean']:.2%} ± {result['deviation'] or 0:.2%}".replace("%", " %")
+    return f"{comparison.percent(result['mean'], 2)} ± {comparison.percent(result['deviation'] or 0, 2)}"
 
 
 def accuracy_table(study: Mapping[str, Any]) -> str:
@@ -135,6 +135,25 @@ def convolutions(report: comparison.Report, images: Path) -> dict[str, str]:
     }
 
 
+def imported(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.imported(report, images / "imported.png")
+    return {
+        "peers-imported": "\n\n".join(
+            (
+                "## Whole networks\n\n![Time per image](images/imported.png)",
+                comparison.imported_table(report),
+                "Images of 224², one thread, int8; all layers but the first and the last pruned. Every runtime gets "
+                "the same pruned network; *dense only* is csengine without sparsity.",
+                f"### Plan\n\n{comparison.plan_table(report)}",
+                f"### Feed-forward blocks of transformers\n\n{comparison.feed_forward_table(report)}",
+                "One position, a tenth of the weights, int8. k-winners keep a tenth; a ReLU leaves half of the hidden "
+                "units, and all inputs. The others run the ReLU.",
+                comparison.conditions(report),
+            )
+        )
+    }
+
+
 def scaling(report: comparison.Report, images: Path) -> dict[str, str]:
     pictures.products(report["products"], images / "scaling-products.png")
     pictures.sizes(report["sizes"], images / "scaling-sizes.png")
@@ -175,6 +194,7 @@ SECTIONS: Mapping[str, Callable[[comparison.Report, Path], dict[str, str]]] = {
     "peers-networks": networks,
     "peers-linear": linear,
     "peers-convolutions": convolutions,
+    "peers-imported": imported,
     "scaling": scaling,
     "kernels": kernels,
     "numba": numba,
