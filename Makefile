@@ -118,8 +118,10 @@ memcheck: $(VENV)/.core
 	tools/system_packages.sh valgrind
 	$(BIN)/python tools/memcheck.py
 
-$(VENV)/.core: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
@@ -132,10 +134,11 @@ $(VENV)/.bench: $(VENV)/.test
 	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-$(VENV)/.test: $(VENV)/.core
+# The packages come first: csengine is built with an FPGA host where XRT is.
+$(VENV)/.test: $(SOURCES) | $(BIN)/python
 	tools/system_packages.sh espeak-ng $(XRT)
 	$(BIN)/python -m pip install --quiet --editable '.[torch,fpga,test,dev,docs]'
-	touch $@
+	touch $(VENV)/.core $@
 
 clean:
 	rm -rf $(VENV) build dist csengine/*.so csengine.egg-info

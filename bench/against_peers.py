@@ -6,8 +6,9 @@
 
 Suites: `networks` (keyword spotting, batches 1 to 256, 1 and 2 threads), `linear` (single layers, by sparsity of
 weights and activations), `convolutions` (kernels of ResNet-50 and MobileNetV2: chains of 9 and of 1, whose difference
-is what 8 cost inside a network). Writes `bench/results/peers-SUITE.json` after every contest. Each peer runs in its own
-process and environment, takes turns with the others, and has its output checked before any time is reported.
+is what 8 cost inside a network), `imported` (ResNet-50 and MobileNetV2 whole, feed-forward blocks of transformers).
+Writes `bench/results/peers-SUITE.json` after every contest. Each peer runs in its own process and environment, takes
+turns with the others, and has its output checked before any time is reported.
 """
 
 from __future__ import annotations
@@ -178,10 +179,56 @@ def _convolution_entries(settings: Settings, convolution: cases.Convolution, den
     return entries
 
 
+def imported(settings: Settings) -> Iterator[Case]:
+    """Whole networks of others, pruned and int8, and transformers' feed-forward blocks.
+
+    Every peer gets the same pruned network, and at the typical sparsity the dense one as well.
+    """
+    for name, density in itertools.product(cases.IMPORTED, (0.1,) if settings.quick else (0.25, 0.1, 0.05)):
+        models = {block: cases.imported_network(name, 1 - density, block) for block in cases.IMPORTED[name]}
+        for batch in (1,) if settings.quick else (1, 16):
+            x = cases.images(batch * 2).transpose(0, 3, 1, 2)
+            pruned = models[cases.IMPORTED[name][0]]
+            entries = []
+            for block, model in models.items():
+                facts = {"block": block, "plan": cases.plan_of(model)}
+                entries.append(own("pruned", model, x, batch, **facts))
+            entries.append(own("pruned", pruned, x, batch, "dense"))
+            only = {**SPARSE, **FASTEST_DENSE, "openvino": ("int8", "int8-sparse")}
+            entries += entries_of(settings, "pruned", pruned, x, batch, only)
+            if density == TYPICAL and batch == 1 and not settings.quick:
+                everything = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16"), "torch": ("fp32", "bf16")}
+                entries += entries_of(settings, "pruned", pruned, x, batch, everything)
+            yield Case({"name": name, "density": density, "batch": batch}, 1, tuple(entries))
+    yield from _feed_forward(settings)
+
+
+def _feed_forward(settings: Settings) -> Iterator[Case]:
+    """One position: a tenth of the weights; k-winners before both layers, between them only, or ReLU between them."""
+    for inputs, hidden in cases.FEED_FORWARD[:1] if settings.quick else cases.FEED_FORWARD:
+        rng = np.random.default_rng(1)
+        x, chosen = (cases.active_input(rng, (INPUTS, inputs), share) for share in (1.0, TYPICAL))
+        entries = []
+        for block in cases.BLOCKS:
+            winners = cases.feed_forward(inputs, hidden, TYPICAL, TYPICAL, block)
+            relu = cases.feed_forward(inputs, hidden, TYPICAL, None, block)
+            both = cases.feed_forward(inputs, hidden, TYPICAL, TYPICAL, block, before=TYPICAL)
+            entries += [
+                own(cases.BEFORE_BOTH, both, chosen, block=block),
+                own("k-winners between", winners, x, block=block),
+            ]
+            entries.append(own("ReLU", relu, x, block=block))
+            if block == cases.BLOCKS[0]:
+                entries += entries_of(settings, "ReLU", relu, x, without="compiled")
+        facts = {"name": f"{inputs}→{hidden}→{inputs}", "density": TYPICAL, "batch": 1}
+        yield Case(facts, 1, tuple(entries))
+
+
 SUITES: dict[str, Callable[[Settings], Iterator[Case]]] = {
     "networks": networks,
     "linear": linear,
     "convolutions": convolutions,
+    "imported": imported,
 }
 
 # --- running them ----------------------------------------------------------------------------------------------------

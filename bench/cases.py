@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from csengine import audio
 from csengine.cli import shipped
 from csengine.container import Model
 from csengine.convert import convert
-from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, Node, Requantization
+from csengine.engine import Engine
+from csengine.graph import KWTA, Conv2d, Graph, Input, Linear, Node, Requantization, Softmax
 from csengine.packing import EMPTY, NOBODY, PackedMatrix
+from csengine.pruning import prune
 from csengine.quantization import multiplier_and_shift
 
 Array = NDArray[Any]
@@ -73,6 +76,73 @@ def with_dense_convolutions(model: Model) -> Model:
         return replace(node, weight=np.where(weight == 0, rng.choice([-1, 1], weight.shape), weight).astype(np.int8))
 
     return replace(model, graph=Graph(tuple(filled(node) for node in model.graph.nodes), model.graph.layout))
+
+
+# --- imported networks -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def imported_source(name: str) -> Graph:
+    """A network that others published, imported with random weights: "ResNet-50" or "MobileNetV2", images of 224².
+
+    They end in logits: the softmax of random ones would hide what a runtime gets wrong.
+    """
+    sys.path.insert(0, str(ROOT / "tests"))
+    import light_models
+
+    from csengine.importers import onnx
+
+    model = light_models.light("resnet50") if name == "ResNet-50" else light_models.mobilenet_v2(224, 1000)
+    graph = onnx.read(model).graph
+    return Graph(graph.nodes[:-1] if isinstance(graph.output, Softmax) else graph.nodes, graph.layout)
+
+
+def imported_network(name: str, sparsity: float, block: tuple[int, int]) -> Model:
+    """The same, int8, its layers but the first and the last pruned to complementary patterns; sparsity 0 is dense."""
+    graph = imported_source(name)
+    graph = prune(graph, sparsity, block=block)[0] if sparsity else graph
+    return convert(graph, images(2))[0]
+
+
+def images(count: int) -> NDArray[np.float32]:
+    """Noise as images `[B, 224, 224, 3]`."""
+    return np.random.default_rng(0).standard_normal((count, 224, 224, 3), np.float32)
+
+
+def feed_forward(
+    inputs: int, hidden: int, density: float, share: float | None, block: tuple[int, int], before: float = 1.0
+) -> Model:
+    """A transformer's feed-forward block for one position: two linear layers, between them k-winners of that share.
+
+    share: None for a ReLU only, of which half is active. before: share of the inputs that win before the first layer.
+    """
+    first, second = _packed_pair(inputs, hidden, density, block)
+    mean_square = _SPREAD**2 * (0.5 if share is None else 0.33)
+    nodes: list[Node] = [_input((inputs,))]
+    if before < 1.0:
+        nodes.append(KWTA(name="chosen", inputs=("input",), k=max(1, round(before * inputs)), scope="global"))
+    nodes.append(_linear("up", nodes[-1].name, first, before * _SPREAD**2))
+    if share is not None:
+        nodes.append(KWTA(name="winners", inputs=("up",), k=max(1, round(share * hidden)), scope="global"))
+    nodes.append(_linear("down", nodes[-1].name, second, mean_square))
+    return Model(Graph(tuple(nodes)))
+
+
+@lru_cache(maxsize=1)
+def _packed_pair(inputs: int, hidden: int, density: float, block: tuple[int, int]) -> tuple[PackedMatrix, PackedMatrix]:
+    """Weights of both layers of a block."""
+    first = packed_weights(np.random.default_rng(0), inputs, hidden, density, block)
+    return first, packed_weights(np.random.default_rng(1), hidden, inputs, density, block)
+
+
+def _linear(name: str, source: str, weight: PackedMatrix, mean_square: float) -> Linear:
+    return Linear(
+        name=name,
+        inputs=(source,),
+        weight=weight,
+        bias=np.zeros(weight.kernels, np.int32),
+        requantization=_requantization(weight, weight.kernels, mean_square),
+    )
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -218,3 +288,17 @@ CONVOLUTIONS = (
 )
 LINEARS = ((1600, 1500), (1024, 4096), (4096, 16384), (16384, 4096))
 BLOCKS = ((1, 1), (1, 16), (4, 16))
+IMPORTED: dict[str, tuple[tuple[int, int], ...]] = {
+    "ResNet-50": ((4, 16), (64, 16)),
+    "MobileNetV2": ((4, 16), (4, 8)),
+}
+"""Networks, and the blocks in which each is pruned."""
+BEFORE_BOTH = "k-winners before both layers"
+FEED_FORWARD = ((768, 3072), (4096, 16384))
+
+
+def plan_of(model: Model) -> list[dict[str, Any]]:
+    """Kernel, mode and products of every layer, as one thread runs it here."""
+    rows = Engine(model, threads=1).plan()
+    facts = ("name", "kernel", "mode", "macs_dense", "macs_done")
+    return [{fact: getattr(row, fact) for fact in facts} for row in rows if row.macs_dense]

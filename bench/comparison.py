@@ -63,6 +63,11 @@ def name_of(row: Row) -> str:
     return OWN if mode == "auto" else f"{OWN}, {mode}"
 
 
+def percent(share: float, decimals: int = 0) -> str:
+    """As the documentation writes it."""
+    return f"{share:.{decimals}%}".replace("%", " %")
+
+
 def micro(seconds: float) -> str:
     value = seconds * 1e6
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -221,8 +226,8 @@ def main_linear_table(report: Report) -> str:
         lines.append((NAMES[row["peer"]], row["variant"], micro(row["median_seconds"]), *gains))
     layer = f"{contest['inputs']}→{contest['outputs']}"
     return (
-        f"A linear layer {layer}, {TYPICAL:.0%} of the weights not zero, {TYPICAL:.0%} of the inputs active, one "
-        "vector:\n\n" + markdown(("runtime", "variant", ">µs", ">csengine, 1×16", ">1×1"), lines)
+        f"A linear layer {layer}, {percent(TYPICAL)} of the weights not zero, {percent(TYPICAL)} of the inputs active, "
+        "one vector:\n\n" + markdown(("runtime", "variant", ">µs", ">csengine, 1×16", ">1×1"), lines)
     )
 
 
@@ -237,7 +242,7 @@ def linear_table(report: Report) -> str:
         gain = best["median_seconds"] / min(own)
         layer = f"{contest['inputs']}→{contest['outputs']}"
         cells = (name_of(best), micro(best["median_seconds"]), f"{gain:.1f}×")
-        rows.append((layer, f"{contest['density']:.0%}", *map(micro, own), *cells))
+        rows.append((layer, percent(contest["density"]), *map(micro, own), *cells))
     return markdown(header, rows) + (
         "\n\nOne vector, 10 % of it active, one thread. csengine int8 in three block shapes (1×1 is the paper's "
         "packing), each in its fastest mode; the peers run the weights of the first in every precision they have."
@@ -287,11 +292,74 @@ def convolutions_table(report: Report) -> str:
             own = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
             gain = rival["median_seconds"] / relu["median_seconds"]
             cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
-            lines.append((contest["name"], f"{contest['density']:.0%}", *own, *cells))
+            lines.append((contest["name"], percent(contest["density"]), *own, *cells))
     return markdown(header, lines) + (
         "\n\nBatch 1, one thread, ReLU after each (half of the activations are 0); a chain of 9 less a chain of 1, "
         "divided by 8. The column *k-winners* keeps a tenth of the channels instead, its selection included."
     )
+
+
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+
+def whole_networks(report: Report) -> list[Report]:
+    """The contests of imported networks; the others are feed-forward blocks."""
+    return [contest for contest in report["contests"] if "→" not in contest["name"]]
+
+
+def own_in_mode(contest: Report, mode: str) -> Row | None:
+    return fastest(row for row in contest["rows"] if row["peer"] == OWN and row["variant"].endswith(f"/{mode}"))
+
+
+def imported_table(report: Report) -> str:
+    """Milliseconds per image, and against the fastest of the others."""
+    lines = []
+    for contest in whole_networks(report):
+        own, dense, rival = (
+            own_in_mode(contest, "auto"),
+            own_in_mode(contest, "dense"),
+            fastest(peers_of(contest["rows"])),
+        )
+        if own and dense and rival:
+            times = [f"{row['median_seconds'] / contest['batch'] * 1e3:.2f}" for row in (own, dense, rival)]
+            gain = f"{rival['median_seconds'] / own['median_seconds']:.2f}×"
+            facts = (contest["name"], percent(contest["density"]), str(contest["batch"]))
+            lines.append((*facts, times[0], block_of(own), times[1], name_of(rival), times[2], gain))
+    header = ("network", ">weights", ">batch", ">csengine, ms per image", "blocks", ">dense only", "fastest peer")
+    return markdown((*header, ">its ms", ">gain"), lines)
+
+
+def feed_forward_table(report: Report) -> str:
+    """One position through a transformer's feed-forward block."""
+    lines = []
+    for contest in report["contests"]:
+        rival = fastest(peers_of(contest["rows"]))
+        if "→" not in contest["name"] or rival is None:
+            continue
+        for function in dict.fromkeys(row["function"] for row in contest["rows"]):
+            own = fastest(row for row in contest["rows"] if (row["peer"], row["function"]) == (OWN, function))
+            if own:
+                gain = f"{rival['median_seconds'] / own['median_seconds']:.1f}×"
+                times = micro(own["median_seconds"]), block_of(own), name_of(rival), micro(rival["median_seconds"])
+                lines.append((contest["name"], function, *times, gain))
+    header = ("block", "csengine's activations", ">csengine, µs", "blocks", "fastest peer (ReLU)", ">its µs", ">gain")
+    return markdown(header, lines)
+
+
+def plan_table(report: Report) -> str:
+    """What ran the layers of every network at the typical sparsity, one image at a time."""
+    lines = []
+    for contest in whole_networks(report):
+        own = own_in_mode(contest, "auto")
+        if own is None or (contest["density"], contest["batch"]) != (TYPICAL, 1):
+            continue
+        found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for layer in own["plan"]:
+            found.setdefault((layer["mode"], layer["kernel"]), []).append(layer)
+        for (mode, kernel), layers in sorted(found.items(), key=lambda item: -len(item[1])):
+            macs = [f"{sum(layer[key] for layer in layers) / 1e6:,.0f}" for key in ("macs_dense", "macs_done")]
+            lines.append((contest["name"], mode, f"`{kernel}`", str(len(layers)), *macs))
+    return markdown(("network", "mode", "kernel", ">layers", ">million products, dense", ">done"), lines)
 
 
 # --- csengine alone ---------------------------------------------------------------------------------------------------
@@ -305,7 +373,7 @@ def scaling_table(report: Report) -> str:
         for p in points:
             if p["activity"] in (0.02, 0.1, 1.0) and p["density"] in (0.02, 0.1, 0.4):
                 each = p["median_seconds"] / p["macs_needed"] * 1e12
-                shares = (f"{p['density']:.0%}", f"{p['activity']:.0%}")
+                shares = (percent(p["density"]), percent(p["activity"]))
                 rows.append((block, *shares, f"{p['macs_needed']:,.0f}", micro(p["median_seconds"]), f"{each:,.0f}"))
     return markdown(("blocks", ">weights", ">active", ">products", ">µs", ">ps per product"), rows)
 
@@ -361,14 +429,14 @@ def digits_table(results: list[Row]) -> str:
     (dense,) = found["dense"].values()
     sparsities = sorted({result["sparsity"] for result in results} - {0.0})
     rows = [
-        (f"{sparsity:.0%}", *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
+        (percent(sparsity), *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
     ]
     header = (">sparsity", *(f">{label}" for label in METHODS.values()))
     return f"{markdown(header, rows)}\n\nDense: {_mean_percent(dense)} (mean of {len(dense)} seeds, int8)."
 
 
 def _mean_percent(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.1%}".replace("%", " %")
+    return percent(sum(values) / len(values), 1)
 
 
 def imports_table(networks: Iterable[Row]) -> str:

@@ -238,6 +238,30 @@ def convolutions(report: Report, path: Path) -> None:
     save(figure, path)
 
 
+def imported(report: Report, path: Path) -> None:
+    """Whole networks at the typical sparsity: each runtime at its best."""
+    contests = [c for c in comparison.whole_networks(report) if c["density"] == TYPICAL]
+    columns = max(1, len(contests))
+    figure, panels = plt.subplots(1, columns, figsize=(3.4 * columns, 3.2), layout="constrained", squeeze=False)
+    for axes, contest in zip(panels[0], contests, strict=False):
+        best = {peer: comparison.fastest_of(contest["rows"], peer) for peer in (OWN, *PEERS)}
+        shown = {peer: row for peer, row in best.items() if row}
+        for place, (peer, row) in enumerate(shown.items()):
+            value = row["median_seconds"] / contest["batch"] * 1e3
+            axes.barh(place, value, color=COLOURS[peer])
+            precision = "" if peer == OWN else f" ({row['variant']})"
+            axes.text(value, place, f" {value:.2f}{precision}", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(shown)), [NAMES[peer] for peer in shown])
+        axes.invert_yaxis()
+        axes.set_xlim(0, axes.dataLim.x1 * 1.5)
+        axes.set_xlabel("ms per image")
+        titled(axes, f"{contest['name']}, batch {contest['batch']}")
+    figure.suptitle(
+        f"Whole networks with {TYPICAL:.0%} of the weights, one core, each runtime at its best", weight="bold"
+    )
+    save(figure, path)
+
+
 # --- scaling ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@
 
 Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
 the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
-`<!-- end NAME -->` in README.md and docs/*.md. What was not measured has no section.
+`<!-- end NAME -->` in README.md, docs/*.md and the example's README.md. What was not measured has no section.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read(path: Path) -> Any:
 
 
 def percent(result: Mapping[str, Any]) -> str:
-    return f"{result['mean']:.2%} ± {result['deviation'] or 0:.2%}".replace("%", " %")
+    return f"{comparison.percent(result['mean'], 2)} ± {comparison.percent(result['deviation'] or 0, 2)}"
 
 
 def accuracy_table(study: Mapping[str, Any]) -> str:
@@ -135,6 +135,25 @@ def convolutions(report: comparison.Report, images: Path) -> dict[str, str]:
     }
 
 
+def imported(report: comparison.Report, images: Path) -> dict[str, str]:
+    pictures.imported(report, images / "imported.png")
+    return {
+        "peers-imported": "\n\n".join(
+            (
+                "## Whole networks\n\n![Time per image](images/imported.png)",
+                comparison.imported_table(report),
+                "Images of 224², one thread, int8; all layers but the first and the last pruned. Every runtime gets "
+                "the same pruned network; *dense only* is csengine without sparsity.",
+                f"### Plan\n\n{comparison.plan_table(report)}",
+                f"### Feed-forward blocks of transformers\n\n{comparison.feed_forward_table(report)}",
+                "One position, a tenth of the weights, int8. k-winners keep a tenth; a ReLU leaves half of the hidden "
+                "units, and all inputs. The others run the ReLU.",
+                comparison.conditions(report),
+            )
+        )
+    }
+
+
 def scaling(report: comparison.Report, images: Path) -> dict[str, str]:
     pictures.products(report["products"], images / "scaling-products.png")
     pictures.sizes(report["sizes"], images / "scaling-sizes.png")
@@ -175,6 +194,7 @@ SECTIONS: Mapping[str, Callable[[comparison.Report, Path], dict[str, str]]] = {
     "peers-networks": networks,
     "peers-linear": linear,
     "peers-convolutions": convolutions,
+    "peers-imported": imported,
     "scaling": scaling,
     "kernels": kernels,
     "numba": numba,
@@ -207,7 +227,7 @@ def insert(path: Path, found: Mapping[str, str]) -> None:
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES) | fpga_report.sections(RESULTS, IMAGES)
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", STUDY.parent.parent / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         insert(page, found)
 
 

@@ -192,6 +192,23 @@ class Builder {
 
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
 
+    void gelu(const std::string& node, int input, int output, bool tanh) {
+        add(node, GeluSpec{at(input), tanh}, {input}, output);
+    }
+
+    void layer_norm(const std::string& node, int input, int output, const Array<float>& scale,
+                    const Array<float>& shift, double epsilon) {
+        add(node, LayerNormSpec{at(input), to_vector(scale), to_vector(shift), epsilon}, {input}, output);
+    }
+
+    void matmul(const std::string& node, int first, int second, int output, bool transposed) {
+        add(node, MatMulSpec{at(first), at(second), at(output), transposed}, {first, second}, output);
+    }
+
+    void transpose(const std::string& node, int input, int output, std::array<int, 3> axes) {
+        add(node, TransposeSpec{at(input), at(output), axes}, {input}, output);
+    }
+
     std::unique_ptr<Program> build(int output) {
         at(output);
         return std::make_unique<Program>(std::move(tensors_), std::move(steps_), output, threads_, keep_);
@@ -334,6 +351,10 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<ConcatSpec>("concat", rows);
     list_kernels<DequantizeSpec>("dequantize", rows);
     list_kernels<SoftmaxSpec>("softmax", rows);
+    list_kernels<GeluSpec>("gelu", rows);
+    list_kernels<LayerNormSpec>("layer_norm", rows);
+    list_kernels<MatMulSpec>("matmul", rows);
+    list_kernels<TransposeSpec>("transpose", rows);
     return rows;
 }
 
@@ -378,5 +399,9 @@ PYBIND11_MODULE(_native, m) {
         .def("concat", &Builder::concat)
         .def("dequantize", &Builder::dequantize)
         .def("softmax", &Builder::softmax)
+        .def("gelu", &Builder::gelu)
+        .def("layer_norm", &Builder::layer_norm)
+        .def("matmul", &Builder::matmul)
+        .def("transpose", &Builder::transpose)
         .def("build", &Builder::build);
 }

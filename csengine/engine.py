@@ -111,12 +111,11 @@ class Engine:
         }
         self.backend, self._program = _compile(model, _resolve_backend(backend), self.mode, self.threads, options)
         graph = model.graph
-        self._to_nhwc = graph.layout == "NCHW" and len(graph.input.shape) == 3
-        self._to_nchw = graph.layout == "NCHW" and len(graph.output_type.shape) == 3
+        self._is_as_given = graph.layout == "NHWC" or len(graph.input.shape) == 1
+        self._is_as_made = graph.layout == "NHWC" or len(graph.output_type.shape) == 1
         self._own_type = np.dtype(graph.input.dtype)
-        shape, result = graph.input.shape, graph.output_type.shape
-        self._input_shape = (shape[2], shape[0], shape[1]) if self._to_nhwc else shape
-        self._output_shape = (result[2], result[0], result[1]) if self._to_nchw else result
+        self._input_shape = graph.outside(graph.input.shape)
+        self._output_shape = graph.outside(graph.output_type.shape)
 
     @classmethod
     def load(
@@ -186,7 +185,7 @@ class Engine:
         """
         batch, is_single = self._to_batch(x)
         y = self._program.run(batch)
-        y = y.transpose(0, 3, 1, 2) if self._to_nchw else y
+        y = y if self._is_as_made else self.model.graph.to_caller(y)
         return y[0] if is_single else y
 
     def trace(self, x: ArrayLike) -> Mapping[str, Array]:
@@ -238,8 +237,8 @@ class Engine:
         elif shape[1:] != self._input_shape or not shape:
             one, many = _shown(self._input_shape), _shown(("B", *self._input_shape))
             raise ShapeError(f"input has shape {shape}; expected {one} for one sample or {many} for a batch")
-        if self._to_nhwc:
-            array = array.transpose(0, 2, 3, 1)
+        if not self._is_as_given:
+            return self.model.graph.from_caller(array), is_single
         return np.ascontiguousarray(array), is_single
 
     def _to_float(self, array: Array) -> Array:

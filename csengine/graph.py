@@ -26,7 +26,7 @@ from csengine.errors import GraphError, PackingError
 from csengine.packing import NOBODY, PackedMatrix, validate
 
 DType: TypeAlias = Literal["float32", "uint8", "int8", "int32"]
-Layout: TypeAlias = Literal["NHWC", "NCHW"]
+Layout: TypeAlias = Literal["NHWC", "NCHW", "NWC"]
 Weight: TypeAlias = NDArray[np.float32] | NDArray[np.int8] | PackedMatrix
 Scope: TypeAlias = Literal["local", "global"]
 
@@ -439,8 +439,73 @@ class Softmax(Node):
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         """The input's type."""
         (source,) = inputs
-        _require(source.dtype == "float32", self.name, f"reads {source.dtype}; softmax is float32, at the end")
-        return source
+        return _float(self.name, source, "softmax")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Gelu(Node):
+    """`x * Phi(x)` in float32, Phi the normal distribution; approximate: by erf ("none") or by tanh."""
+
+    approximate: Literal["none", "tanh"] = "none"
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's type."""
+        (source,) = inputs
+        _require(self.approximate in ("none", "tanh"), self.name, f"is approximated by {self.approximate!r}")
+        return _float(self.name, source, "GELU")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerNorm(Node):
+    """`(x - mean) / sqrt(variance + epsilon) * scale[c] + shift[c]` over the channels of each position, float32."""
+
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    epsilon: float = 1e-5
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's type."""
+        (source,) = inputs
+        _check_array(self.name, "scale", self.scale, np.float32, (source.channels,))
+        _check_array(self.name, "shift", self.shift, np.float32, (source.channels,))
+        _require(0 < self.epsilon < 1, self.name, f"has epsilon {self.epsilon}; expected between 0 and 1")
+        return _float(self.name, source, "layer normalization")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MatMul(Node):
+    """Product of activations: for each row of the images, matrices `(W, C) @ (C, O)`, float32.
+
+    The first input is `(H, W, C)`; the second is `(H, C, O)`, or `(H, O, C)` if `transposed`.
+    """
+
+    transposed: bool = False
+    arity: ClassVar[int | None] = 2
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """`(H, W, O)`."""
+        first, second = (_float(self.name, source, "a product of activations") for source in inputs)
+        images = len(first.shape) == len(second.shape) == 3
+        _require(images, self.name, f"multiplies shapes {first.shape} and {second.shape}; expected (H, W, C) of both")
+        height, depth, columns = second.shape
+        depth, columns = (columns, depth) if self.transposed else (depth, columns)
+        fits = (height, depth) == (first.shape[0], first.channels)
+        _require(fits, self.name, f"multiplies shapes {first.shape} and {second.shape}, which do not fit")
+        return TensorType((height, first.shape[1], columns), "float32")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Transpose(Node):
+    """The axes of an image in another order: axis i of the result is axis `axes[i]` of the input."""
+
+    axes: tuple[int, int, int]
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The same type, in another shape."""
+        (source,) = inputs
+        _require(len(source.shape) == 3, self.name, f"reads shape {source.shape}; expected (H, W, C)")
+        _require(sorted(self.axes) == [0, 1, 2], self.name, f"orders axes as {self.axes}; expected each of 0, 1, 2")
+        return TensorType(tuple(source.shape[axis] for axis in self.axes), source.dtype, source.scale)
 
 
 #: Every operation by the name that files and reports use.
@@ -459,6 +524,10 @@ OPERATIONS: Mapping[str, type[Node]] = {
     "reshape": Reshape,
     "dequantize": Dequantize,
     "softmax": Softmax,
+    "gelu": Gelu,
+    "layer_norm": LayerNorm,
+    "matmul": MatMul,
+    "transpose": Transpose,
 }
 OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERATIONS.items()}
 
@@ -467,8 +536,8 @@ OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERAT
 class Graph:
     """A checked network: nodes in topological order, the input first, the output last.
 
-    layout: how the source model, and so the caller, orders the axes of images. Raises GraphError when built if
-    anything is out of order, out of range, or does not fit together.
+    layout: how the source model, and so the caller, orders the axes of images; "NWC" are sequences, images of height 1
+    without that axis. Raises GraphError when built if anything is out of order, out of range, or does not fit together.
     """
 
     nodes: tuple[Node, ...]
@@ -477,7 +546,12 @@ class Graph:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", _infer_types(self.nodes))
-        _require(self.layout in ("NHWC", "NCHW"), "graph", f"has layout {self.layout!r}; expected NHWC or NCHW")
+        _require(
+            self.layout in ("NHWC", "NCHW", "NWC"), "graph", f"has layout {self.layout!r}; expected NHWC, NCHW or NWC"
+        )
+        ends = self.input.shape, self.output_type.shape
+        flat = self.layout != "NWC" or all(len(shape) == 1 or shape[0] == 1 for shape in ends)
+        _require(flat, "graph", f"has layout NWC for shapes {ends}; expected a height of 1")
 
     @property
     def input(self) -> Input:
@@ -508,6 +582,25 @@ class Graph:
     def input_types(self, node: Node) -> tuple[TensorType, ...]:
         """The types that a node reads."""
         return tuple(self.types[name] for name in node.inputs)
+
+    def outside(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape of one sample as the caller orders its axes."""
+        if len(shape) == 1 or self.layout == "NHWC":
+            return shape
+        height, width, channels = shape
+        return (width, channels) if self.layout == "NWC" else (channels, height, width)
+
+    def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
+        """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""
+        swaps = self.layout == "NCHW" and x.ndim == 4
+        inside: NDArray[Any] = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if swaps else x)
+        return inside.reshape(len(x), *self.input.shape)
+
+    def to_caller(self, y: NDArray[Any]) -> NDArray[Any]:
+        """A batch of results `[B, ...]` in the caller's order of axes."""
+        if self.layout == "NCHW" and y.ndim == 4:
+            return np.asarray(y.transpose(0, 3, 1, 2))
+        return y.reshape(len(y), *self.outside(y.shape[1:]))
 
 
 def _infer_types(nodes: Sequence[Node]) -> dict[str, TensorType]:
@@ -589,6 +682,11 @@ def _column_magnitudes(weight: Weight) -> NDArray[np.int64]:
     blocks = np.abs(weight.weights[row, t].astype(np.int16)).sum(axis=2, dtype=np.int64)
     np.add.at(total, weight.members[t, weight.kid[row, t]], blocks)
     return total.reshape(-1)
+
+
+def _float(owner: str, source: TensorType, what: str) -> TensorType:
+    _require(source.dtype == "float32", owner, f"reads {source.dtype}; {what} is float32: dequantize first")
+    return source
 
 
 def _activation(owner: str, source: TensorType) -> TensorType:

@@ -35,11 +35,12 @@ from csengine.graph import (
     Requantization,
     Reshape,
     Softmax,
+    Transpose,
 )
 from csengine.packing import PackedMatrix
 
 Array = NDArray[Any]
-_PASSING = (Relu, Clip, MaxPool, KWTA, Reshape)  # operations whose result has the scale of their input
+_PASSING = (Relu, Clip, MaxPool, KWTA, Reshape, Transpose)  # operations whose result has the scale of their input
 _BATCH = 64  # calibration samples traced at a time
 _BINS = 4096  # of a calibration histogram
 _LARGEST = {"uint8": 255, "int8": 127}

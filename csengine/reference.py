@@ -15,7 +15,7 @@ vector x of inputs:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
+from math import erf, prod
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,19 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
     Input,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
     Requantization,
     Reshape,
     Softmax,
+    Transpose,
 )
 from csengine.packing import NOBODY, PackedMatrix
 
@@ -278,6 +282,33 @@ def softmax(node: Softmax, x: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
+def gelu(node: Gelu, x: Array) -> Array:
+    """`x * Phi(x)`, in double and rounded once."""
+    exact = x.astype(np.float64)
+    if node.approximate == "tanh":
+        share = np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3))
+    else:
+        share = np.vectorize(erf, otypes=[np.float64])(exact / np.sqrt(2))
+    return np.asarray(0.5 * exact * (1 + share), np.float32)
+
+
+def layer_norm(node: LayerNorm, x: Array) -> Array:
+    """Mean 0 and variance 1 over the channels of each position, in double and rounded once."""
+    centred = x - x.mean(axis=-1, keepdims=True, dtype=np.float64)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + node.epsilon) * node.scale + node.shift, np.float32)
+
+
+def matmul(node: MatMul, a: Array, b: Array) -> Array:
+    """`[B, H, W, C]` times `[B, H, C, O]`, or the transpose of `[B, H, O, C]`."""
+    return np.asarray(a @ (b.swapaxes(-1, -2) if node.transposed else b))
+
+
+def transpose(node: Transpose, x: Array) -> Array:
+    """The axes of each image in another order."""
+    return np.asarray(x.transpose(0, *(axis + 1 for axis in node.axes)))
+
+
 _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
     Input: input_values,
     Conv2d: conv2d,
@@ -293,4 +324,8 @@ _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
     Reshape: reshape,
     Dequantize: dequantize,
     Softmax: softmax,
+    Gelu: gelu,
+    LayerNorm: layer_norm,
+    MatMul: matmul,
+    Transpose: transpose,
 }

@@ -36,9 +36,12 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
     Input,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
@@ -46,6 +49,7 @@ from csengine.graph import (
     Reshape,
     Softmax,
     TensorType,
+    Transpose,
 )
 from csengine.packing import PackedMatrix, pack
 
@@ -182,13 +186,16 @@ class _Builder:
         kind = self.types[source]
         steps: list[Callable[[str], str]] = [self._relu, self._clip, self._reshape, self._branch, self._branch]
         if len(kind.shape) == 3:
-            steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool]
+            steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
         else:
             steps += [self._linear] * 4
         if self.integer or self._is_exact(source):
             steps += [self._kwta] * 3
         if not self.integer:
-            steps += [self._affine]
+            steps += [self._affine, self._gelu]
+            # Where the largest values cancel out, rounding errors of their size would remain: none have been made yet.
+            steps += [self._layer_norm] if self._is_exact(source) else []
+            steps += [self._matmul] if self._is_exact(source) and len(kind.shape) == 3 else []
         return steps
 
     def _add(self, kind: type[Node], *inputs: str, **attributes: Any) -> str:
@@ -275,6 +282,25 @@ class _Builder:
             few = self.rng.choice([0.5, 1.0, 1.0, 1.25, 3.0], size)
             factor = (few if self._chance(0.5) else self.rng.uniform(0.25, 4.0, size)).astype(np.float32)
         return self._add(KWTA, source, k=k, scope=scope, factor=factor)
+
+    def _gelu(self, source: str) -> str:
+        return self._add(Gelu, source, approximate=self.choices.choice(["none", "tanh"]))
+
+    def _layer_norm(self, source: str) -> str:
+        channels = self.types[source].channels
+        scale, shift = self.rng.standard_normal((2, channels)).astype(np.float32)
+        return self._add(LayerNorm, source, scale=scale, shift=shift, epsilon=self.choices.choice([1e-5, 1e-3]))
+
+    def _matmul(self, source: str) -> str:
+        """The source times itself, or times a layer of it; as in attention."""
+        height, width, channels = self.types[source].shape
+        if height * width * width * channels <= MAX_MACS and (width != channels or self._chance(0.5)):
+            return self._add(MatMul, source, source, transposed=True)
+        turned = self._add(Transpose, source, axes=(0, 2, 1))
+        return self._add(MatMul, source, turned) if height * width * width * channels <= MAX_MACS else turned
+
+    def _transpose(self, source: str) -> str:
+        return self._add(Transpose, source, axes=tuple(self.choices.sample(range(3), 3)))
 
     def _max_pool(self, source: str) -> str:
         return self._add(MaxPool, source, **self._window(source))
@@ -473,7 +499,11 @@ class _Builder:
             grid, bound = min(grid / 2, 1 / 4), bound * float(np.abs(node.scale).max()) + 2.0
         elif isinstance(node, Add):
             bound = sum(self.bound[name] for name in node.inputs)
-        elif isinstance(node, (AveragePool, Softmax)):
+        elif isinstance(node, MatMul):
+            a, b = node.inputs
+            grid = self.grid[a] * self.grid[b]
+            bound = self.bound[a] * self.bound[b] * self.types[a].channels
+        elif isinstance(node, (AveragePool, Gelu, LayerNorm, Softmax)):
             grid = 2.0**-149
         self.grid[node.name], self.bound[node.name] = grid, bound
 

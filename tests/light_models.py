@@ -1,4 +1,4 @@
-"""The networks that the `onnx` package carries without weights."""
+"""Networks of others with random weights: those that the `onnx` package carries, and MobileNetV2."""
 
 from __future__ import annotations
 
@@ -30,3 +30,21 @@ def light(name: str) -> Any:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     return model
+
+
+def mobilenet_v2(size: int, classes: int) -> Any:
+    """MobileNetV2 of the `transformers` package as PyTorch exports it, its batch normalizations settled on noise."""
+    import torch
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    torch.manual_seed(0)
+    network = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=classes, image_size=size))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # the mean of all batches
+        network.train()(torch.randn(8, 3, size, size))
+    program = torch.onnx.export(
+        network.eval(), (torch.randn(1, 3, size, size),), dynamo=True, verbose=False, output_names=["logits"]
+    )
+    return program.model_proto

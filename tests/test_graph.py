@@ -24,9 +24,12 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
     Input,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
@@ -34,6 +37,7 @@ from csengine.graph import (
     Reshape,
     Softmax,
     TensorType,
+    Transpose,
 )
 from csengine.packing import pack
 
@@ -555,6 +559,40 @@ def test_refuses_a_dequantization_of_the_wrong_kind(scale: Any) -> None:
 
 def test_refuses_a_softmax_of_integers() -> None:
     refuse("softmax is float32", VECTOR, Softmax(name="y", inputs=("x",)))
+
+
+def test_transformer_operations_infer_shape() -> None:
+    turned = Transpose(name="t", inputs=("x",), axes=(2, 0, 1))
+    assert result_type(IMAGE, turned) == TensorType((4, 6, 5), "uint8", 0.5)
+    assert result_type(FLOAT_IMAGE, MatMul(name="y", inputs=("x", "x"), transposed=True)).shape == (6, 5, 5)
+    back = Transpose(name="t", inputs=("x",), axes=(0, 2, 1))
+    assert result_type(FLOAT_IMAGE, back, MatMul(name="y", inputs=("x", "t"))).shape == (6, 5, 5)
+    norm = LayerNorm(name="n", inputs=("x",), scale=np.ones(4, np.float32), shift=np.zeros(4, np.float32))
+    assert result_type(FLOAT_IMAGE, norm, Gelu(name="y", inputs=("n",))) == TensorType((6, 5, 4), "float32")
+
+
+def test_refuses_transformer_operations_that_do_not_fit() -> None:
+    ones: Any = {"scale": np.ones(4, np.float32), "shift": np.ones(4, np.float32)}
+    refuse("GELU is float32", VECTOR, Gelu(name="y", inputs=("x",)))
+    refuse("approximated by 'erf'", FLOATS, Gelu(name="y", inputs=("x",), approximate="erf"))  # type: ignore[arg-type]
+    refuse("layer normalization is float32", IMAGE, LayerNorm(name="y", inputs=("x",), **ones))
+    refuse("scale of shape", FLOATS, LayerNorm(name="y", inputs=("x",), **ones))
+    refuse("epsilon 0", FLOAT_IMAGE, LayerNorm(name="y", inputs=("x",), **ones, epsilon=0.0))
+    refuse("product of activations is float32", IMAGE, MatMul(name="y", inputs=("x", "x")))
+    refuse("do not fit", FLOAT_IMAGE, MatMul(name="y", inputs=("x", "x")))
+    refuse("expected .H, W, C. of both", FLOATS, MatMul(name="y", inputs=("x", "x")))
+    refuse("expected each of 0, 1, 2", IMAGE, Transpose(name="y", inputs=("x",), axes=(0, 1, 1)))
+    refuse("expected .H, W, C", VECTOR, Transpose(name="y", inputs=("x",), axes=(0, 1, 2)))
+
+
+def test_sequences_are_images_of_height_1() -> None:
+    with pytest.raises(GraphError, match="height of 1"):
+        Graph((FLOAT_IMAGE,), "NWC")
+    graph = Graph((Input(name="x", inputs=(), shape=(1, 5, 4)),), "NWC")
+    assert graph.outside((1, 5, 4)) == (5, 4)
+    x = np.zeros((2, 5, 4), np.float32)
+    assert graph.from_caller(x).shape == (2, 1, 5, 4)
+    assert graph.to_caller(graph.from_caller(x)).shape == x.shape
 
 
 @pytest.mark.parametrize("multiplier", [0, 1, 2**15 - 1])

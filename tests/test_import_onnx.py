@@ -87,6 +87,18 @@ OPERATIONS = {
     "concat": (node("Concat", "x", "x", axis=1), {}),
     "softmax": (node("Softmax", "x", axis=1), {}),
     "identity": (node("Identity", "x"), {}),
+    "conv_dilated": (node("Conv", "x", "w", dilations=[2, 3], pads=[2, 1, 0, 3]), {"w": weights(4, 6, 3, 2)}),
+    "max_pool_ceil": (node("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), {}),
+    "max_pool_ceil_padded": (
+        node("MaxPool", "x", kernel_shape=[2, 3], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1),
+        {},
+    ),
+    "positions": (node("Add", "x", "c"), {"c": weights(6, 9, 8)}),
+    "turned": (node("Transpose", "x", perm=[0, 1, 3, 2]), {}),
+    "softmax_of_rows": (node("Softmax", "x", axis=3), {}),
+    "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
+    "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
+    "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
 }
 
 
@@ -138,16 +150,18 @@ TOP_OF_ROWS = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=2
 PADS = {"p": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
 TWO = {"k": np.int64([2])}
 REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
-    ([node("Conv", "x", "w", dilations=[2, 2])], {"w": weights(4, 6, 2, 2)}, "dilation"),
+    ([node("MaxPool", "x", kernel_shape=[2, 2], dilations=[2, 2])], {}, "dilation"),
     ([node("Conv", "x", "w")], {"w": weights(4, 6, 3)}, "1-D convolution.*an image of height 1"),
     ([helper.make_node("Relu", ["x"], ["v"]), node("Conv", "x", "v")], {}, "computes operand 1 at run time"),
-    ([node("MaxPool", "x", kernel_shape=[2, 2], ceil_mode=1)], {}, "ceil_mode"),
+    ([node("AveragePool", "x", kernel_shape=[2, 2], ceil_mode=1)], {}, "ceil_mode"),
     ([node("Mul", "x", "x")], {}, "multiplies two activations"),
     ([node("Div", "x", "x")], {}, "divides by an activation"),
     ([node("Div", "x", "c")], {"c": np.zeros((6, 1, 1), np.float32)}, "divides by zero"),
-    ([node("Add", "x", "c")], {"c": weights(6, 9, 8)}, "differs between positions"),
-    ([node("Transpose", "x", perm=[0, 1, 3, 2])], {}, "another order of axes"),
-    ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}, "batch axis"),
+    ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}, "does not begin with the batch"),
+    ([node("MatMul", "x", "x")], {}, "multiplies activations of shapes"),
+    ([node("Erf", "x")], {}, "only|but as a part of GELU"),
+    ([node("Gather", "x", "i", axis=2)], {"i": np.int64(3)}, "a part of axis 1.*average over the positions"),
+    ([node("LayerNormalization", "x", "s", axis=2)], {"s": weights(9, 8)}, "only the last axis"),
     ([node("Softmax", "x", axis=2)], {}, "other axes than the channels"),
     ([node("ReduceMean", "x", axes=[1])], {}, "only height and width"),
     ([node("Pad", "x", "p", mode="reflect")], PADS, "mode reflect"),
@@ -195,7 +209,7 @@ def test_models_of_another_form_are_refused() -> None:
     for model, found in ((two_outputs, "1 inputs and 2 outputs"), (two_inputs, "2 inputs and 1 outputs")):
         with pytest.raises(UnsupportedModelError, match=f"{found}; expected one of each: cut it"):
             read(model)
-    for shape, reason in (((6, 9), "give it 1 or 3"), ((6, 0, 8), "no fixed shape; give input_shape")):
+    for shape, reason in (((6, 9, 8, 2), "give it 1 to 3"), ((6, 0, 8), "no fixed shape; give input_shape")):
         with pytest.raises(UnsupportedModelError, match=reason):
             read(model_of([identity], {}, shape))
     assert read(model_of([identity], {}, (6, 0, 8)), (6, 9, 8)).graph.input.shape == (9, 8, 6)

@@ -141,15 +141,12 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(3, 4, 3, dilation=2), "dilation"),
-        (nn.Conv2d(3, 4, 3, padding="same"), "padding 'same'"),
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding mode 'reflect'"),
-        (nn.MaxPool2d(2, ceil_mode=True), "ceil_mode"),
+        (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
         (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
-        (nn.Flatten(2), "flatten"),
         (nn.Softmax(2), "softmax"),
-        (nn.GELU(), r"0 \(GELU\): has no counterpart"),
+        (nn.SiLU(), r"0 \(SiLU\): has no counterpart"),
         (nn.Conv1d(3, 4, 3), "Conv1d"),
         (nn.LSTM(9, 4), "LSTM"),
     ],
@@ -161,8 +158,8 @@ def test_what_cannot_be_exported_says_why(layer: nn.Module, reason: str) -> None
 
 def test_all_unknown_layers_are_listed() -> None:
     with pytest.raises(UnsupportedModelError) as error:
-        load(nn.Sequential(nn.GELU(), nn.Conv2d(3, 4, 3), nn.Tanh()).eval(), (3, 9, 9))
-    assert "0 (GELU): has no counterpart" in str(error.value)
+        load(nn.Sequential(nn.SiLU(), nn.Conv2d(3, 4, 3), nn.Tanh()).eval(), (3, 9, 9))
+    assert "0 (SiLU): has no counterpart" in str(error.value)
     assert "2 (Tanh): has no counterpart" in str(error.value)
 
 

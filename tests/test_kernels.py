@@ -22,13 +22,17 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
     Input,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
     Requantization,
+    Transpose,
 )
 from csengine.packing import pack
 
@@ -123,7 +127,7 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
 
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
     """The same values; after float32 sums, to 1e-5 of the layer's scale."""
-    has_sums = any(isinstance(node, (Conv2d, Linear)) for node in graph.nodes)
+    has_sums = any(isinstance(node, (Conv2d, Gelu, LayerNorm, Linear, MatMul)) for node in graph.nodes)
     if has_sums and expected.dtype == np.float32:
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=0), err_msg=kernels)
     else:
@@ -513,3 +517,44 @@ def test_depthwise(channels: int, dtype: str) -> None:
                 choice = cpp.compile(Graph(nodes), "dense", 1, tier="avx512vnni", measure=False).choices()["y"]
                 assert choice.kernel == "depthwise_dot"
             check(nodes, x)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 33])
+@pytest.mark.parametrize("depth", [1, 5, 16, 65])
+def test_products_of_activations(depth: int, columns: int) -> None:
+    """The rows of images times parts of the same rows, transposed while they are multiplied, or before."""
+    width = columns + 4
+    source = Input(name="x", inputs=(), shape=(3, width, depth))
+    part = MaxPool(name="part", inputs=("x",), kernel=(1, 5), stride=(1, 1))
+    turned = Transpose(name="turned", inputs=("part",), axes=(0, 2, 1))
+    x = np.random.default_rng(depth).standard_normal((2, 3, width, depth)).astype(np.float32)
+    check((source, part, MatMul(name="y", inputs=("x", "part"), transposed=True)), x)
+    check((source, part, turned, MatMul(name="y", inputs=("x", "turned"))), x)
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+def test_transposes(axes: tuple[int, int, int], dtype: str) -> None:
+    scale = None if dtype == "float32" else 1.0
+    source = Input(name="x", inputs=(), shape=(2, 5, 7), dtype=dtype, scale=scale)  # type: ignore[arg-type]
+    x = values(np.random.default_rng(0), (3, 2, 5, 7), "int8" if scale is None else dtype, 1.0)
+    check((source, Transpose(name="y", inputs=("x",), axes=axes)), x.astype(dtype))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 17, 768])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_layer_normalization(channels: int, offset: float) -> None:
+    """Also where the mean is large against the spread."""
+    rng = np.random.default_rng(channels)
+    scale, shift = rng.standard_normal((2, channels)).astype(np.float32)
+    source = Input(name="x", inputs=(), shape=(2, 3, channels))
+    x = (rng.standard_normal((2, 2, 3, channels)) + offset).astype(np.float32)
+    check((source, LayerNorm(name="y", inputs=("x",), scale=scale, shift=shift)), x)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu(approximate: Any) -> None:
+    x = np.concatenate([np.linspace(-12, 12, 2001), [-1e30, 1e30, 0.0]]).astype(np.float32)[None]
+    source = Input(name="x", inputs=(), shape=(x.size,))
+    check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.clip(x, -100, 100))
+    assert np.isfinite(reference.run(Graph((source, Gelu(name="y", inputs=("x",), approximate=approximate))), x)).all()

@@ -28,15 +28,19 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
     Input,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
     Requantization,
     Reshape,
     Softmax,
+    Transpose,
 )
 from csengine.packing import PackedMatrix, pack
 
@@ -114,6 +118,15 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
             return x.reshape(len(x), *node.shape)
         case Softmax():
             return functional.softmax(x, dim=-1)
+        case Gelu():
+            return functional.gelu(x, approximate=node.approximate)
+        case LayerNorm():
+            scale, shift = (torch.from_numpy(values).to(dtype) for values in (node.scale, node.shift))
+            return functional.layer_norm(x, (x.shape[-1],), scale, shift, node.epsilon)
+        case MatMul():
+            return x @ (operands[1].mT if node.transposed else operands[1])
+        case Transpose():
+            return x.permute(0, *(axis + 1 for axis in node.axes))
         case _:
             return x
 
@@ -501,7 +514,7 @@ def test_random_networks_cover_every_operation_and_option() -> None:
         for node in graph.nodes:
             seen.update(f"{number} {option}" for option in options(graph, node))
     operations = set(OPERATION_NAMES.values())
-    expected = {f"integer {name}" for name in operations - {"affine"}}
+    expected = {f"integer {name}" for name in operations - {"affine", "gelu", "layer_norm", "matmul"}}
     expected |= {f"float {name}" for name in operations - {"dequantize"}}
     layers = ("strided", "padded", "packed", "dense", "with bias", "without bias", "empty", "full", "in accumulators")
     expected |= {f"integer {option}" for option in layers} | {f"float {option}" for option in layers[:-1]}

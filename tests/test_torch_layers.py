@@ -127,7 +127,7 @@ def test_duty_cycle_is_the_share_of_places_where_a_channel_is_active() -> None:
         lambda: KWinners(3, "local", k_inference=0),
         lambda: KWinners(3, "local", boost_strength=1.0),
         lambda: KWinners(3, "local").set_boost_strength(1.0),
-        lambda: k_winners(torch.zeros(2, 3, 4), 1, "local"),
+        lambda: k_winners(torch.zeros(2, 3, 4, 5, 6), 1, "local"),
     ],
 )
 def test_impossible_k_winners_are_refused(make: object) -> None:

@@ -210,9 +210,9 @@ std::unique_ptr<Step> softmax(const SoftmaxSpec& spec) {
     return map<float, float>(spec.tensor, spec.tensor, [in = spec.tensor](const float* x, float* out) {
         for (int64_t p = 0; p < in.positions(); ++p, x += in.channels, out += in.channels) {
             const float largest = *std::max_element(x, x + in.channels);
-            float total = 0;
+            double total = 0;  // of a row that may be long
             for (int c = 0; c < in.channels; ++c) total += out[c] = std::exp(x[c] - largest);
-            for (int c = 0; c < in.channels; ++c) out[c] /= total;
+            for (int c = 0; c < in.channels; ++c) out[c] = static_cast<float>(out[c] / total);
         }
     });
 }

@@ -5,6 +5,7 @@
 // all read these tables, so none can forget a kernel.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -129,6 +130,28 @@ struct DequantizeSpec {
 
 struct SoftmaxSpec {
     Tensor tensor;
+};
+
+struct GeluSpec {
+    Tensor tensor;
+    bool tanh;  // the approximation by tanh instead of erf
+};
+
+struct LayerNormSpec {
+    Tensor tensor;
+    std::vector<float> scale, shift;  // [channels]
+    double epsilon;
+};
+
+// Per row of the images: matrices [width, channels] times [channels, columns], or the transpose of [columns, channels].
+struct MatMulSpec {
+    Tensor first, second, output;
+    bool transposed;
+};
+
+struct TransposeSpec {
+    Tensor input, output;
+    std::array<int, 3> axes;  // of the input, in the order of the output
 };
 
 template <class Spec>

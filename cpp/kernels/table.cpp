@@ -129,4 +129,30 @@ const std::vector<Kernel<SoftmaxSpec>>& kernels() {
     return table;
 }
 
+template <>
+const std::vector<Kernel<GeluSpec>>& kernels() {
+    static const std::vector<Kernel<GeluSpec>> table = {{"gelu", Tier::scalar, Mode::none, scalar::gelu}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<LayerNormSpec>>& kernels() {
+    static const std::vector<Kernel<LayerNormSpec>> table = {
+        {"layer_norm", Tier::scalar, Mode::none, scalar::layer_norm}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<MatMulSpec>>& kernels() {
+    static const std::vector<Kernel<MatMulSpec>> table = {{"matmul", Tier::scalar, Mode::none, scalar::matmul}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<TransposeSpec>>& kernels() {
+    static const std::vector<Kernel<TransposeSpec>> table = {
+        {"transpose", Tier::scalar, Mode::none, scalar::transpose}};
+    return table;
+}
+
 }  // namespace cs

@@ -21,9 +21,12 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
     Input,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
@@ -31,6 +34,7 @@ from csengine.graph import (
     Reshape,
     Softmax,
     TensorType,
+    Transpose,
 )
 from csengine.packing import PackedMatrix
 from csengine.plan import expected_activity, layer_choices
@@ -215,6 +219,14 @@ class _Lowering:
                 builder.dequantize(node.name, *inputs, output, node.scale)
             case Softmax():
                 builder.softmax(node.name, *inputs, output)
+            case Gelu():
+                builder.gelu(node.name, *inputs, output, node.approximate == "tanh")
+            case LayerNorm():
+                builder.layer_norm(node.name, *inputs, output, node.scale, node.shift, node.epsilon)
+            case MatMul():
+                builder.matmul(node.name, *inputs, output, node.transposed)
+            case Transpose():
+                builder.transpose(node.name, *inputs, output, node.axes)
             case _:
                 raise BackendUnavailableError(f"{node.name}: the C++ backend has no kernel for {type(node).__name__}")
 

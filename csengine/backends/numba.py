@@ -41,8 +41,11 @@ from csengine.graph import (
     Concat,
     Conv2d,
     Dequantize,
+    Gelu,
     Graph,
+    LayerNorm,
     Linear,
+    MatMul,
     MaxPool,
     Node,
     Relu,
@@ -50,6 +53,7 @@ from csengine.graph import (
     Reshape,
     Softmax,
     TensorType,
+    Transpose,
 )
 from csengine.packing import NOBODY, PackedMatrix
 from csengine.plan import density, expected_activity
@@ -500,7 +504,7 @@ def _route(packed: PackedMatrix) -> tuple[Array, Array]:
     owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
     first = np.where(packed.kid == NOBODY, spare, owner) * v
     route = np.repeat(first, u, axis=0)[..., None] + np.arange(0, v, lanes)
-    shape = len(weights), packed.sets * parts
+    shape = len(weights), packed.sets * parts  # said, not -1: a matrix of zeros has no blocks
     return _aligned(weights.reshape(*shape, lanes)), _aligned(route.reshape(shape), np.uint32)
 
 
@@ -614,12 +618,21 @@ _KERNEL_NAMES: Mapping[type[Node], str] = {
     Concat: "concat",
     Dequantize: "dequantize",
     Softmax: "softmax",
+    Gelu: "gelu",
+    LayerNorm: "layer_norm",
+    MatMul: "matmul",
+    Transpose: "transpose",
 }
 
 
 def _step(node: Node, size: int) -> _Step:
     def bind(workspace: _Workspace) -> list[_Call]:
         inputs = [workspace.tensors[name] for name in node.inputs]
+        if isinstance(node, Transpose):
+            view = inputs[0].transpose(0, *(axis + 1 for axis in node.axes))
+            return [(np.copyto, (workspace.tensors[node.name], view))]
+        if isinstance(node, MatMul):
+            return _products(node, inputs, workspace)
         calls = _operation(node, inputs, workspace.tensors[node.name])
         return [workspace.call(kernel, *arguments) for kernel, arguments in calls]
 
@@ -657,8 +670,24 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.dequantize, (_places(x), _aligned(scale), _places(out)))]
         case Softmax():
             return [(kernels.softmax, (_places(x), _places(out)))]
+        case Gelu():
+            return [(kernels.gelu, (x.reshape(-1), node.approximate == "tanh", out.reshape(-1)))]
+        case LayerNorm():
+            scale, shift = _aligned(node.scale), _aligned(node.shift)
+            return [(kernels.layer_norm, (_places(x), scale, shift, node.epsilon, _places(out)))]
         case _:
             raise BackendUnavailableError(f"{node.name}: the Numba backend has no kernel for {type(node).__name__}")
+
+
+def _products(node: MatMul, inputs: list[Array], workspace: _Workspace) -> list[_Call]:
+    """The calls that multiply activations; the second is turned first, so that its rows are read in order."""
+    a, b = (x.reshape(-1, *x.shape[2:]) for x in inputs)
+    calls: list[_Call] = []
+    if node.transposed:
+        view, b = b.swapaxes(1, 2), _zeros((len(b), b.shape[2], b.shape[1]), b.dtype)
+        calls = [(np.copyto, (b, view))]
+    out = workspace.tensors[node.name]
+    return [*calls, workspace.call(kernels.matmul, a, b, out.reshape(-1, *out.shape[2:]))]
 
 
 def _bounds(node: Clip, dtype: Any) -> tuple[Any, Any]:

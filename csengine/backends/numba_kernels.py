@@ -32,6 +32,7 @@ All kernels are in this one file, because Numba's cache notices an edit only of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
@@ -838,14 +839,55 @@ def dequantize(x: Array, scale: Array, out: Array) -> None:
 
 @Kernel
 def softmax(x: Array, out: Array) -> None:
-    """Softmax of each row of float32 `[rows, n]`."""
+    """Softmax of each row of float32 `[rows, n]`; sums are double, because rows may be long."""
     for row in prange(x.shape[0]):
         largest = x[row, 0]
         for i in range(1, x.shape[1]):
             largest = max(largest, x[row, i])
-        total = np.float32(0)
+        total = 0.0
         for i in range(x.shape[1]):
             out[row, i] = np.exp(x[row, i] - largest)
             total += out[row, i]
         for i in range(x.shape[1]):
-            out[row, i] /= total
+            out[row, i] = np.float32(out[row, i] / total)
+
+
+@Kernel
+def gelu(x: Array, is_tanh: bool, out: Array) -> None:
+    """`x * Phi(x)` of float32 `[n]`, in double; by tanh or by erf."""
+    for i in prange(x.size):
+        value = np.float64(x[i])
+        if is_tanh:
+            share = math.tanh(0.7978845608028654 * (value + 0.044715 * value * value * value))
+        else:
+            share = math.erf(value * 0.7071067811865476)
+        out[i] = np.float32(0.5 * value * (1.0 + share))
+
+
+@Kernel
+def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float, out: Array) -> None:
+    """Mean 0 and variance 1 of each row of float32 `[places, C]`, then scale and shift per channel; in double."""
+    channels = x.shape[1]
+    for place in prange(x.shape[0]):
+        mean = 0.0
+        for channel in range(channels):
+            mean += x[place, channel]
+        mean /= channels
+        variance = 0.0
+        for channel in range(channels):
+            variance += (x[place, channel] - mean) ** 2
+        factor = 1.0 / math.sqrt(variance / channels + epsilon)
+        for channel in range(channels):
+            out[place, channel] = np.float32((x[place, channel] - mean) * factor * scale[channel] + shift[channel])
+
+
+@Kernel
+def matmul(a: Array, b: Array, out: Array) -> None:
+    """Products of matrices: float32 `[n, W, C]` times `[n, C, O]`."""
+    for item in prange(a.shape[0]):
+        for i in range(a.shape[1]):
+            for j in range(out.shape[2]):
+                out[item, i, j] = 0
+            for k in range(a.shape[2]):
+                for j in range(out.shape[2]):
+                    out[item, i, j] += a[item, i, k] * b[item, k, j]

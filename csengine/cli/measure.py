@@ -19,7 +19,7 @@ from csengine.cli.weights import unpack
 from csengine.container import Model
 from csengine.engine import Engine
 from csengine.errors import CsengineError
-from csengine.graph import KWTA, Clip, Conv2d, Dequantize, Graph, Linear, MaxPool, Relu, Reshape
+from csengine.graph import KWTA, Clip, Conv2d, Dequantize, Graph, Linear, MaxPool, Relu, Reshape, Transpose
 from csengine.plan import count_macs
 
 FLOAT_TOLERANCE = 1e-5
@@ -139,7 +139,7 @@ def is_exact(graph: Graph, name: str) -> bool:
     """Whether every backend must give this tensor bit for bit: integers, and integers just scaled."""
     by_name = {node.name: node for node in graph.nodes}
     node = by_name[name]
-    while not graph.types[node.name].is_integer and isinstance(node, (Clip, KWTA, MaxPool, Relu, Reshape)):
+    while not graph.types[node.name].is_integer and isinstance(node, (Clip, KWTA, MaxPool, Relu, Reshape, Transpose)):
         node = by_name[node.inputs[0]]
     return graph.types[node.name].is_integer or isinstance(node, Dequantize)
 

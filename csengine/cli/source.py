@@ -28,15 +28,13 @@ class Network:
 
     def samples(self, values: Array) -> Array:
         """Samples in the source's order of axes as float32 in NHWC. Raises ShapeError."""
-        shape = self.graph.input.shape
-        is_nchw = self.graph.layout == "NCHW" and len(shape) == 3
-        wanted = (shape[2], *shape[:2]) if is_nchw else shape
+        wanted = self.graph.outside(self.graph.input.shape)
         if values.shape == wanted:
             values = values[None]
         if values.shape[1:] != wanted or not len(values):
             expected = ", ".join(map(str, wanted))
             raise ShapeError(f"samples have shape {values.shape}; expected (B, {expected}), B > 0")
-        return np.ascontiguousarray(values.transpose(0, 2, 3, 1) if is_nchw else values, np.float32)
+        return self.graph.from_caller(values.astype(np.float32))
 
     def random(self, count: int, seed: int = 0) -> Array:
         """Standard normal samples in NHWC."""

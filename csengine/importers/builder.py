@@ -2,13 +2,14 @@
 
 A source tensor of one sample is a graph tensor and, for every element of that, its place in the source's flat order.
 Reshaping and transposing only change places; whoever needs the elements in an order of their own asks `arranged`.
-An image that is only padded waits as `Padded` for the window that reads it.
+An image that is only padded waits as `Padded` for the window that reads it. A sequence (positions, channels) is an
+image of height 1; what is done to sequences only is in `sequences.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, TypeAlias
@@ -36,6 +37,7 @@ from csengine.graph import (
     Scope,
     Softmax,
     TensorType,
+    Transpose,
 )
 
 Array = NDArray[Any]
@@ -53,11 +55,15 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A source tensor: shape of one sample in the source's order, and the places `[*graph shape]` in that order."""
+    """A source tensor: shape of one sample in the source's order, and the places `[*graph shape]` in that order.
+
+    is_whole: the shape is that of a batch of one, whose axis of the batch is not in front.
+    """
 
     name: str
     shape: tuple[int, ...]
     places: Array
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +80,22 @@ class Padded:
 
 @lru_cache(maxsize=64)
 def standard_places(shape: tuple[int, ...]) -> Array:
-    """Images (C, H, W) lie as (H, W, C); everything else as it is."""
+    """Images (C, H, W) lie as (H, W, C), sequences (W, C) as (1, W, C); everything else as it is."""
     order = np.arange(prod(shape), dtype=np.int32)
+    if len(shape) == 2:
+        return order.reshape(1, *shape)
     return order.reshape(shape).transpose(1, 2, 0) if len(shape) == 3 else order
 
 
 class Builder:
-    """Appends checked nodes. Raises UnsupportedError, or GraphError where a node does not fit."""
+    """Appends checked nodes. Raises UnsupportedError, or GraphError where a node does not fit.
 
-    def __init__(self, layout: Any = "NCHW") -> None:
+    layout: of the source. batch: the size that the source's shapes have.
+    """
+
+    def __init__(self, layout: Any = "NCHW", batch: int = 1) -> None:
         self.layout = layout
+        self.batch = batch
         self.nodes: list[Node] = []
         self.types: dict[str, TensorType] = {}
 
@@ -100,19 +112,24 @@ class Builder:
         return unique
 
     def input(self, name: str, shape: tuple[int, ...]) -> Value:
-        """The network's input, (C, H, W) or (features,); (H, W, C) if the layout is NHWC."""
+        """The network's input: (C, H, W), (H, W, C), (W, C) or (features,), as the layout says."""
+        if not 1 <= len(shape) <= 3:
+            raise UnsupportedError(f"the input has {len(shape)} axes after the batch", "give it 1 to 3")
         places = standard_places(shape)
         if self.layout == "NHWC" and len(shape) == 3:
             places = np.arange(prod(shape), dtype=np.int32).reshape(shape)
-        if len(shape) not in (1, 3):
-            raise UnsupportedError(f"the input has {len(shape)} axes after the batch", "give it 1 or 3")
         return Value(self.emit(Input, name, shape=places.shape), shape, places)
 
     def finish(self, value: Value) -> tuple[Graph, Value]:
         """The graph whose result is this value, in the usual order, without what it does not need; and the result."""
-        channels_last = self.layout == "NHWC" and len(value.shape) == 3
-        wanted = np.arange(prod(value.shape)).reshape(value.shape) if channels_last else standard_places(value.shape)
-        result = self.arranged(value, wanted.astype(np.int32), "result")
+        if value.is_whole:
+            raise UnsupportedError(f"has shape {value.shape} of a batch of one, which does not begin with the batch")
+        wanted: Array = np.arange(prod(value.shape), dtype=np.int32)
+        if self.layout == "NHWC" and len(value.shape) == 3:
+            wanted = wanted.reshape(value.shape)
+        elif len(value.shape) == 3 or self.layout == "NWC":
+            wanted = standard_places(value.shape)
+        result = self.arranged(value, wanted, "result")
         needed = {self.nodes[0].name, result.name}
         for node in reversed(self.nodes):
             if node.name in needed:
@@ -131,12 +148,15 @@ class Builder:
         flat, target = value.places.ravel(), wanted.ravel()
         if not np.array_equal(flat, target):
             value = self._permuted(value, flat, target, name)
-        if self.types[value.name].shape != wanted.shape:
-            value = Value(self.emit(Reshape, f"{name}.shaped", value.name, shape=wanted.shape), value.shape, wanted)
-        return Value(value.name, value.shape, wanted)
+        made = self._shaped(f"{name}.shaped", value.name, wanted.shape)
+        return replace(value, name=made, places=wanted)
+
+    def _shaped(self, name: str, source: str, shape: tuple[int, ...]) -> str:
+        """A tensor in this shape."""
+        return source if self.types[source].shape == shape else self.emit(Reshape, name, source, shape=shape)
 
     def _permuted(self, value: Value, flat: Array, target: Array, name: str) -> Value:
-        """The same values in another order: of channels at every position, or of a vector."""
+        """The same values in another order: of axes, of channels at every position, or of a short vector."""
         source_of = np.empty(flat.size, np.int64)
         source_of[flat] = np.arange(flat.size)
         moves = source_of[target]
@@ -145,17 +165,28 @@ class Builder:
         rows = moves.reshape(-1, size)
         at_home = np.array_equal(rows // size, np.broadcast_to(np.arange(len(rows))[:, None], rows.shape))
         if not at_home or not (rows % size == rows[0] % size).all() or (len(shape) == 1 and size > _MAX_PERMUTED):
-            raise UnsupportedError("needs its input in another order of axes", "remove the transpose or reshape before")
+            return self._transposed(value, moves, target, name)
         weight = np.zeros((size, size), np.float32)
         weight[rows[0] % size, np.arange(size)] = 1.0
         label, places = f"{name}.ordered", target.reshape(shape)
         if len(shape) == 1:
-            return Value(self.emit(Linear, label, value.name, weight=weight), value.shape, places)
-        return Value(self.emit(Conv2d, label, value.name, weight=weight, kernel=(1, 1)), value.shape, places)
+            return replace(value, name=self.emit(Linear, label, value.name, weight=weight), places=places)
+        return replace(value, name=self.emit(Conv2d, label, value.name, weight=weight, kernel=(1, 1)), places=places)
+
+    def _transposed(self, value: Value, moves: Array, target: Array, name: str) -> Value:
+        """The same values with up to three axes in another order. moves: whence each element comes."""
+        axes = _axes_of(moves)
+        if axes is None or len(axes) > 3:
+            raise UnsupportedError("needs its input in another order of axes", "remove the transpose or reshape before")
+        axes = [(1, moves.size)] * (3 - len(axes)) + axes
+        order = sorted(range(3), key=lambda i: (-axes[i][1], i))  # source axis -> result axis
+        source = self._shaped(f"{name}.axes", value.name, tuple(axes[i][0] for i in order))
+        turned = self.emit(Transpose, f"{name}.turned", source, axes=tuple(order.index(i) for i in range(3)))
+        return replace(value, name=turned, places=target.reshape(self.types[turned].shape))
 
     def image(self, value: Value, name: str) -> Value:
         """The value as an image (C, H, W)."""
-        if len(value.shape) != 3:
+        if len(value.shape) != 3 or value.is_whole:
             remedy = "give the signal a height of 1 (Unsqueeze)" if len(value.shape) == 2 else ""
             raise UnsupportedError(f"reads shape {value.shape}; only images (C, H, W) are supported", remedy)
         return self.arranged(value, standard_places(value.shape), name)
@@ -165,42 +196,62 @@ class Builder:
         if value.places.ndim == 1:
             return value
         flat = self.emit(Reshape, name, value.name, shape=(value.places.size,))
-        return Value(flat, value.shape, value.places.ravel())
+        return replace(value, name=flat, places=value.places.ravel())
 
     def reshape(self, value: Value, shape: tuple[int, ...]) -> Value:
-        """Another shape over the same flat order."""
-        return Value(value.name, shape, value.places)
+        """Another shape of a sample over the same flat order."""
+        return replace(value, shape=shape)
 
-    def reshape_batch(self, value: Value, shape: Sequence[int], batch: int) -> Value:
+    def whole_shape(self, value: Value) -> tuple[int, ...]:
+        """The shape of a batch."""
+        return value.shape if value.is_whole else (self.batch, *value.shape)
+
+    def with_whole_shape(self, value: Value, shape: Sequence[int]) -> Value:
+        """The same values as a batch of this shape."""
+        if len(shape) > 1 and shape[0] == self.batch:
+            return replace(value, shape=tuple(shape[1:]), is_whole=False)
+        if self.batch != 1 or not shape:
+            raise UnsupportedError(f"has the shape {tuple(shape)}, which moves the batch axis", "export a batch of one")
+        return replace(value, shape=tuple(shape), is_whole=True)
+
+    def reshape_batch(self, value: Value, shape: Sequence[int]) -> Value:
         """Another shape of a whole batch, in which one extent may be -1."""
-        full, extents = (batch, *value.shape), list(shape)
+        full, extents = self.whole_shape(value), list(shape)
         if -1 in extents:
             extents[extents.index(-1)] = prod(full) // max(1, -prod(extents))
-        if len(extents) < 2 or extents[0] != batch:
-            raise UnsupportedError(f"reshapes to {extents}, which moves the batch axis")
         if prod(extents) != prod(full):
             raise UnsupportedError(f"reshapes {full} to {extents}, which has another number of elements")
-        return self.reshape(value, tuple(extents[1:]))
+        return self.with_whole_shape(value, extents)
 
-    def transpose(self, value: Value, axes: Sequence[int]) -> Value:
-        """The axes of a sample in another order."""
-        order = np.arange(prod(value.shape), dtype=np.int32).reshape(value.shape).transpose(axes)
+    def transpose_batch(self, value: Value, axes: Sequence[int]) -> Value:
+        """The axes of a whole batch in another order."""
+        full = self.whole_shape(value)
+        if self.batch != 1 and axes[0] != 0:
+            raise UnsupportedError("moves the batch axis", "export a batch of one")
+        one = full if self.batch == 1 else (1, *full[1:])
+        order = np.arange(prod(one), dtype=np.int32).reshape(one).transpose(axes)
         inverse = np.empty(order.size, np.int32)
         inverse[order.ravel()] = np.arange(order.size, dtype=np.int32)
-        return Value(value.name, order.shape, inverse[value.places])
+        turned = replace(value, places=inverse[value.places])
+        return self.with_whole_shape(turned, [full[axis] for axis in axes])
 
     # --- operations --------------------------------------------------------------------------------------------------
 
     def elementwise(self, kind: type[Node], name: str, value: Value, **attributes: Any) -> Value:
         """An operation on every element."""
-        return Value(self.emit(kind, name, value.name, **attributes), value.shape, value.places)
+        return replace(value, name=self.emit(kind, name, value.name, **attributes))
 
     def affine(self, name: str, value: Value, scale: Array, shift: Array) -> Value:
         """`x * scale + shift` for constants that broadcast to a sample's shape."""
         if len(value.shape) == 1 and np.size(scale) * np.size(shift) > 1:  # one of each per element
             value = self.vector(value, f"{name}.flat")
-        per_channel = [self._per_channel(value, constant) for constant in (scale, shift)]
-        return self.elementwise(Affine, name, value, scale=per_channel[0], shift=per_channel[1])
+        full = [self._per_element(value, constant) for constant in (scale, shift)]
+        shape = self.types[value.name].shape
+        if not all(_is_per_channel(constant) for constant in full):  # every element is a channel of a vector
+            value, full = self.vector(value, f"{name}.flat"), [constant.ravel() for constant in full]
+        attributes = {"scale": _first(full[0]), "shift": _first(full[1])}
+        made = self._shaped(f"{name}.shaped", self.emit(Affine, name, value.name, **attributes), shape)
+        return replace(value, name=made, places=value.places.reshape(shape))
 
     def leaky_relu(self, name: str, value: Value, slope: Array) -> Value:
         """`max(x, 0) + slope * min(x, 0)` as `slope * x + (1 - slope) * max(x, 0)`."""
@@ -209,15 +260,21 @@ class Builder:
         positive = self.elementwise(Relu, f"{name}.positive", value)
         return self.add(name, straight, self.affine(f"{name}.rest", positive, 1.0 - slope, none))
 
-    def _per_channel(self, value: Value, constant: Array) -> NDArray[np.float32]:
+    @staticmethod
+    def _per_element(value: Value, constant: Array) -> NDArray[np.float32]:
+        """A constant that broadcasts to a sample's shape, for every element of the graph tensor."""
         try:
-            full = np.broadcast_to(np.asarray(constant, np.float32), value.shape).ravel()[value.places]
+            full: Array = np.broadcast_to(np.asarray(constant, np.float32), value.shape).ravel()[value.places]
         except ValueError as error:
             raise UnsupportedError(f"has a constant of shape {np.shape(constant)} for {value.shape}") from error
-        rows = full.reshape(-1, full.shape[-1])
-        if not (rows == rows[0]).all():
+        return full
+
+    def per_channel(self, value: Value, constant: Array) -> NDArray[np.float32]:
+        """A constant that broadcasts to a sample's shape, for every channel of the graph tensor."""
+        full = self._per_element(value, constant)
+        if not _is_per_channel(full):
             raise UnsupportedError("has a constant that differs between positions", "use one value per channel")
-        return np.ascontiguousarray(rows[0])
+        return _first(full)
 
     def conv(
         self,
@@ -264,12 +321,20 @@ class Builder:
         return Value(name, shape, standard_places(shape))
 
     def max_pool(
-        self, name: str, source: Value | Padded, kernel: tuple[int, int], stride: tuple[int, int], padding: Padding
+        self,
+        name: str,
+        source: Value | Padded,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: Padding,
+        ceils: bool = False,
     ) -> Value:
-        """Largest value of each window; what `padding` adds never wins."""
+        """Largest value of each window; what `padding` adds never wins. ceils: windows may reach beyond the end."""
         if isinstance(source, Padded) and (source.fill == -np.inf or self._is_never_negative(source)):
             source, padding = _joined(source, kernel, padding)
         image = self.image(self.padded(name, source), name)
+        if ceils:
+            padding = _with_last_windows(image.shape[1:], kernel, stride, padding)
         return self._standard(self.emit(MaxPool, name, image.name, kernel=kernel, stride=stride, padding=padding))
 
     def _is_never_negative(self, source: Padded) -> bool:
@@ -303,20 +368,38 @@ class Builder:
     def linear(
         self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None = None
     ) -> Value:
-        """Matrix product `[features] @ [features, O]`."""
-        if len(value.shape) != 1:
-            raise UnsupportedError(f"multiplies shape {value.shape}; only vectors are supported", "flatten it first")
+        """Matrix product `[..., features] @ [features, O]`; over several positions a 1 x 1 convolution."""
+        outputs = weight.shape[1]
+        bias = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias, outputs), np.float32)
+        if len(value.shape) > 1:
+            return self._linear_of_positions(name, value, np.ascontiguousarray(weight, np.float32), bias, packing)
         vector = self.vector(value, f"{name}.flat")
         matrix = np.ascontiguousarray(weight[vector.places], np.float32)
-        bias = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias, matrix.shape[1:]), np.float32)
         result = self.emit(Linear, name, vector.name, weight=matrix, bias=bias, packing=packing)
-        return Value(result, (matrix.shape[1],), standard_places((matrix.shape[1],)))
+        return Value(result, (outputs,), standard_places((outputs,)))
+
+    def _linear_of_positions(
+        self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None
+    ) -> Value:
+        value = self.channels_last(value, name)
+        attributes = {"weight": weight, "bias": bias, "kernel": (1, 1), "packing": packing}
+        result = self.emit(Conv2d, name, value.name, **attributes)
+        shape = self.types[result].shape
+        places = np.arange(prod(shape), dtype=np.int32).reshape(shape)
+        return replace(value, name=result, shape=(*value.shape[:-1], weight.shape[1]), places=places)
+
+    def channels_last(self, value: Value, name: str) -> Value:
+        """The value in its flat order, as an image whose channels are its last axis."""
+        wanted = np.arange(prod(value.shape), dtype=np.int32)
+        shape = self.types[value.name].shape
+        in_order = len(shape) == 3 and shape[-1] == value.shape[-1] and np.array_equal(value.places.ravel(), wanted)
+        return self.arranged(value, wanted.reshape(shape if in_order else (1, -1, value.shape[-1])), name)
 
     def add(self, name: str, a: Value, b: Value) -> Value:
         """Element-wise sum of tensors of one shape."""
         if a.shape != b.shape:
             raise UnsupportedError(f"adds shapes {a.shape} and {b.shape}; only one shape is supported")
-        return Value(self.emit(Add, name, a.name, self.arranged(b, a.places, name).name), a.shape, a.places)
+        return replace(a, name=self.emit(Add, name, a.name, self.arranged(b, a.places, name).name))
 
     def concat(self, name: str, values: Sequence[Value], axis: int) -> Value:
         """Tensors joined along an axis of a sample."""
@@ -340,7 +423,9 @@ class Builder:
         return np.stack([np.full_like(place, number), place], axis=-1)
 
     def softmax(self, name: str, value: Value, axes: Sequence[int]) -> Value:
-        """Softmax over the axes of a sample, which have to be the graph tensor's last one."""
+        """Softmax over the axes of a sample, which have to be channels, or the last."""
+        if tuple(axes) == (len(value.shape) - 1,) and self._scope(value, axes) is None:
+            value = self.channels_last(value, name)
         scope, is_one_position = self._scope(value, axes), value.places.size == value.places.shape[-1]
         if scope is None or (scope == "global" and not is_one_position):
             raise UnsupportedError(
@@ -356,7 +441,7 @@ class Builder:
                 f"chooses winners along axes {tuple(axes)} of {value.shape}; only channels or whole samples compete"
             )
         if factor is not None and scope == "local":
-            factor = self._per_channel(value, factor)
+            factor = self.per_channel(value, factor)
         elif factor is not None:
             factor = np.broadcast_to(factor, value.shape).ravel()[value.places].ravel().astype(np.float32)
         return self.elementwise(KWTA, name, value, k=k, scope=scope, factor=factor)
@@ -373,12 +458,62 @@ class Builder:
         return "local" if size == rows.shape[1] and bool((rows == rows[:, :1]).all()) else None
 
 
+def _is_per_channel(full: Array) -> bool:
+    rows = full.reshape(-1, full.shape[-1])
+    return bool((rows == rows[0]).all())
+
+
+def _first(full: Array) -> NDArray[np.float32]:
+    """The values of the channels at the first position."""
+    return np.ascontiguousarray(full.reshape(-1, full.shape[-1])[0])
+
+
+def _axes_of(moves: Array) -> list[tuple[int, int]] | None:
+    """The axes of a transposition, outermost first: extent and step; None if this is no transposition of axes."""
+    axes: list[tuple[int, int]] = []
+    block = 1
+    while block < moves.size:
+        starts, step = moves[::block], int(moves[block])
+        differs = np.flatnonzero(starts != np.arange(len(starts)) * step)
+        count = int(differs[0]) if differs.size else len(starts)
+        axes.insert(0, (count, step))
+        block *= count
+        if count < 2 or moves.size % block:
+            return None
+    rebuilt = np.zeros(1, np.int64)
+    for count, step in axes:
+        rebuilt = np.add.outer(rebuilt, np.arange(count) * step).ravel()
+    return axes if np.array_equal(rebuilt, moves) else None
+
+
 def sample_axis(axis: int, value: Value) -> int:
-    """An axis of a batch as one of a sample. Raises UnsupportedError."""
+    """An axis of a batch as one of a sample (or of the batch, if its axis is not in front). Raises UnsupportedError."""
+    if value.is_whole:
+        return axis % len(value.shape)
     axis += len(value.shape) + 1 if axis < 0 else 0
     if not 1 <= axis <= len(value.shape):
         raise UnsupportedError("works along the batch axis")
     return axis - 1
+
+
+def with_dilation(weight: Array, dilation: Sequence[int]) -> Array:
+    """Kernels `[O, C, kh, kw]` with zeros between their taps."""
+    (down, right), (height, width) = dilation, weight.shape[2:]
+    wide = np.zeros((*weight.shape[:2], (height - 1) * down + 1, (width - 1) * right + 1), weight.dtype)
+    wide[:, :, ::down, ::right] = weight
+    return wide
+
+
+def _with_last_windows(
+    size: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int], padding: Padding
+) -> Padding:
+    """The padding with which the last windows fit; windows that would see only padding do not count."""
+    after = list(padding[2:])
+    for i in range(2):
+        count = -(-(size[i] + padding[i] + padding[i + 2] - kernel[i]) // stride[i]) + 1
+        count -= (count - 1) * stride[i] >= size[i] + padding[i]
+        after[i] = max(after[i], (count - 1) * stride[i] + kernel[i] - size[i] - padding[i])
+    return padding[0], padding[1], after[0], after[1]
 
 
 def _sum(a: Padding, b: Padding) -> Padding:
@@ -392,4 +527,14 @@ def _joined(source: Padded, kernel: tuple[int, int], padding: Padding) -> tuple[
     return (source.value, total) if is_partial else (source, padding)
 
 
-__all__ = ["Builder", "GraphError", "Padded", "Padding", "UnsupportedError", "Value", "sample_axis", "standard_places"]
+__all__ = [
+    "Builder",
+    "GraphError",
+    "Padded",
+    "Padding",
+    "UnsupportedError",
+    "Value",
+    "sample_axis",
+    "standard_places",
+    "with_dilation",
+]

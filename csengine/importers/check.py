@@ -125,8 +125,7 @@ def _run(model: Any, imported: Imported, x: Array, names: list[str]) -> Mapping[
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     (source,) = (item for item in session.get_inputs() if item.name == imported.source)
-    is_image, is_nchw = x.ndim == 4, imported.graph.layout == "NCHW"
-    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if is_image and is_nchw else x
+    x = np.ascontiguousarray(imported.graph.to_caller(x))
     kinds = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
     x = x.astype(kinds.get(source.type, np.float32))
     size = source.shape[0] if isinstance(source.shape[0], int) else 1

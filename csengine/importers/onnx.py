@@ -89,7 +89,8 @@ class _Importer:
         self.source = sources[0]
         batch, shape = self._input_shape(input_shape)
         opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=1)
-        self.state = State(Builder("NHWC" if self._is_channels_last(shape) else "NCHW"), opset, batch, constants)
+        layout = "NWC" if len(shape) == 2 else "NHWC" if self._is_channels_last(shape) else "NCHW"
+        self.state = State(Builder(layout, batch), opset, constants)
         try:
             self.state.known[self.source.name] = self.state.builder.input(self.source.name, shape)
         except UnsupportedError as error:
@@ -134,7 +135,8 @@ class _Importer:
     def _tensors(self, graph: Graph) -> dict[str, Value]:
         integers = {node.output[0] for node in self.graph.node if node.op_type == "QuantizeLinear"}
         known = {name: value for name, value in self.state.known.items() if name not in integers}
-        return {name: value for name, value in known.items() if isinstance(value, Value) and value.name in graph.types}
+        values = {name: value for name, value in known.items() if isinstance(value, Value) and not value.is_whole}
+        return {name: value for name, value in values.items() if value.name in graph.types}
 
     def _scales(self, graph: Graph) -> KnownScales:
         activations, weights = (
@@ -157,7 +159,7 @@ class _Importer:
 
     def _apply(self, operation: Callable[[Call], Any], node: Any, label: str) -> None:
         try:
-            made = operation(Call(self.state, node.output[0], node.input, _attributes(node)))
+            made = operation(Call(self.state, node.output[0], node.input, _attributes(node), len(node.output)))
         except UnsupportedError as error:
             self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
         except GraphError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, TypeAlias
 
@@ -11,14 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from csengine.graph import AveragePool, Clip, MaxPool, Relu
+from csengine.graph import AveragePool, Clip, Gelu, MaxPool, Relu
 from csengine.importers import onnx_winners as winners
-from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis
+from csengine.importers import sequences
+from csengine.importers.builder import (
+    Builder,
+    Padded,
+    Padding,
+    UnsupportedError,
+    Value,
+    sample_axis,
+    with_dilation,
+)
 from csengine.quantization import KnownScale
 
 Array = NDArray[Any]
-Result: TypeAlias = "Value | Padded | Array | winners.Symbol"
+Result: TypeAlias = "Value | Padded | Array | winners.Symbol | tuple[Value, ...]"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalShare:
+    """A part of GELU written out: `factor * (erf(source / sqrt(2)) + shift)`."""
+
+    source: Value
+    shift: float = 0.0
+    factor: float = 1.0
 
 
 @dataclass
@@ -32,7 +50,6 @@ class State:
 
     builder: Builder
     opset: int
-    batch: int
     known: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, KnownScale] = field(default_factory=dict)
     constant_scales: dict[str, Array] = field(default_factory=dict)
@@ -42,12 +59,13 @@ class State:
 
 @dataclass(frozen=True)
 class Call:
-    """One node: what it reads, and its attributes. name: of its first result."""
+    """One node: what it reads, and its attributes. name: of its first result; results: how many it has."""
 
     state: State
     name: str
     names: Sequence[str]
     attributes: Mapping[str, Any]
+    results: int = 1
 
     def get(self, attribute: str, default: Any = None) -> Any:
         """An attribute."""
@@ -69,6 +87,8 @@ class Call:
     def image(self, i: int) -> Value | Padded:
         """Operand i as an activation that may still have to be padded."""
         value = self.operand(i)
+        if isinstance(value, NormalShare):
+            raise UnsupportedError("reads an error function, which is supported only as a part of GELU")
         if isinstance(value, winners.Symbol):
             raise UnsupportedError(f"reads {value.what}, which is supported only as a part of k-winners", winners.FORMS)
         if not isinstance(value, (Value, Padded)):
@@ -108,9 +128,7 @@ def conv(call: Call) -> Result:
         dimensions = weight.ndim - 2
         remedy = "make the signal an image of height 1: Unsqueeze the input and the weights" if dimensions == 1 else ""
         raise UnsupportedError(f"is a {dimensions}-D convolution; only 2-D ones are supported", remedy)
-    require(
-        set(call.get("dilations", (1,))) == {1}, "has a dilation; only 1 is supported", "fill the kernel with zeros"
-    )
+    weight = with_dilation(weight, call.get("dilations", (1, 1)))
     kernel, stride = weight.shape[2:], tuple(call.get("strides", (1, 1)))
     padding = _padding(call, x, kernel, stride)
     result = call.state.builder.conv(call.name, x, weight, bias, stride, padding, call.get("group", 1))
@@ -129,6 +147,8 @@ def gemm(call: Call) -> Result:
 
 
 def matmul(call: Call) -> Result:
+    if not any(isinstance(operand, np.ndarray) for operand in call.operands):
+        return sequences.matmul(call.state.builder, call.name, call.tensor(0), call.tensor(1))
     weight = call.constant(1)
     require(weight.ndim == 2, f"has a weight of shape {weight.shape}; only matrices are supported")
     result = call.state.builder.linear(call.name, call.tensor(0), weight, None)
@@ -177,7 +197,41 @@ def leaky_relu(call: Call) -> Result:
     return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
 
 
-def add(call: Call) -> Result:
+def erf(call: Call) -> NormalShare:
+    x = call.tensor(0)
+    source, factor = call.state.scaled.get(x.name, (x, np.ones(())))
+    require(np.allclose(factor, 0.5**0.5), "has no counterpart but as a part of GELU, x * (1 + erf(x / sqrt(2))) / 2")
+    return NormalShare(source)
+
+
+def _shifted(share: NormalShare, constant: Any) -> NormalShare:
+    is_one = isinstance(constant, np.ndarray) and bool((constant == 1).all()) and share.shift == 0
+    require(is_one and share.factor == 1, "adds something else than 1 to an error function", "only GELU is supported")
+    return replace(share, shift=1.0)
+
+
+def _times_share(call: Call, share: NormalShare, other: Any) -> Any:
+    """A share times a constant, or times its source: GELU."""
+    if isinstance(other, np.ndarray) and other.size == 1:
+        return replace(share, factor=share.factor * float(other.item()))
+    source, factor = _source_of(call, share, other)
+    is_gelu = share.shift == 1 and source is not None and source.name == share.source.name
+    require(is_gelu, "multiplies an error function by something else than GELU does", "only GELU is supported")
+    result = call.state.builder.elementwise(Gelu, f"{call.name}.gelu", share.source)
+    return _scale(call, result, 2.0 * share.factor * factor)
+
+
+def _source_of(call: Call, share: NormalShare, other: Any) -> tuple[Value | None, Array]:
+    """What `other` is scaled from, and by what; itself if it is the share's source."""
+    if not isinstance(other, Value) or other.name == share.source.name:
+        return other if isinstance(other, Value) else None, np.ones(())
+    return call.state.scaled.get(other.name, (other, np.ones(())))
+
+
+def add(call: Call) -> Any:
+    shares = [operand for operand in call.operands if isinstance(operand, NormalShare)]
+    if shares:
+        return _shifted(shares[0], next(operand for operand in call.operands if operand is not shares[0]))
     values = [call.tensor(i) for i, x in enumerate(call.operands) if not isinstance(x, np.ndarray)]
     total, builder = values[0], call.state.builder
     for value in values[1:]:
@@ -200,12 +254,38 @@ def subtract(call: Call) -> Result:
     return builder.add(call.name, call.tensor(0), builder.affine(f"{call.name}.negative", y, -one, none))
 
 
+def gelu(call: Call) -> Result:
+    approximate = call.get("approximate", b"none").decode()
+    return call.state.builder.elementwise(Gelu, call.name, call.tensor(0), approximate=approximate)
+
+
+def layer_norm(call: Call) -> Result:
+    x, scale, shift = call.tensor(0), call.constant(1), call.optional(2)
+    axis = sample_axis(call.get("axis", -1), x)
+    require(axis == len(x.shape) - 1, f"normalizes {x.shape} from axis {axis} on; only the last axis is supported")
+    shift = np.zeros_like(scale) if shift is None else shift
+    return sequences.layer_norm(call.state.builder, call.name, x, scale, shift, call.get("epsilon", 1e-5))
+
+
+def attention(call: Call) -> Result:
+    options = {key: value for key, value in call.attributes.items() if key != "scale" and value}
+    plain = len([name for name in call.names if name]) == 3 and not options
+    require(plain, f"has a mask, a past or options ({', '.join(options)}); only plain attention is supported")
+    q, k, v = (call.tensor(i) for i in range(3))
+    shapes = q.shape, k.shape, v.shape
+    heads = all(len(shape) == 3 for shape in shapes)
+    require(heads, f"reads shapes {shapes}; expected heads (B, heads, positions, channels)")
+    return sequences.attention(call.state.builder, call.name, q, k, v, call.get("scale"))
+
+
 def negate(call: Call) -> Result:
     return call.state.builder.affine(call.name, call.tensor(0), -np.ones(()), np.zeros(()))
 
 
-def multiply(call: Call) -> Result:
+def multiply(call: Call) -> Any:
     a, b = call.operands
+    if isinstance(a, NormalShare) or isinstance(b, NormalShare):
+        return _times_share(call, a, b) if isinstance(a, NormalShare) else _times_share(call, b, a)
     if any(isinstance(operand, winners.Mask) for operand in (a, b)):
         mask, i = (a, 1) if isinstance(a, winners.Mask) else (b, 0)
         return winners.choose(call, mask, call.tensor(i))
@@ -223,8 +303,11 @@ def divide(call: Call) -> Result:
 
 
 def _scale(call: Call, x: Value, constant: Array) -> Value:
-    """`x * constant`; remembered, because winners may be ranked by it."""
+    """`x * constant`; remembered, because winners may be ranked by it, and a factor may undo another."""
     factor = _per_sample(constant, x)
+    source, known = call.state.scaled.get(x.name, (x, np.ones(())))
+    if known.size == factor.size == 1 and float(known.item()) * float(factor.item()) == 1.0:
+        return source
     result = call.state.builder.affine(call.name, x, factor, np.zeros(()))
     if (factor > 0).all():
         call.state.scaled[result.name] = x, factor
@@ -233,7 +316,7 @@ def _scale(call: Call, x: Value, constant: Array) -> Value:
 
 def _per_sample(constant: Array, value: Value) -> Array:
     """A constant that broadcasts to a batch as one that broadcasts to a sample."""
-    full = constant.ndim == len(value.shape) + 1
+    full = not value.is_whole and constant.ndim == len(value.shape) + 1
     require(not full or len(constant) == 1, "has a constant that differs between samples")
     return constant[0] if full else constant
 
@@ -243,17 +326,18 @@ def _per_sample(constant: Array, value: Value) -> Array:
 
 def max_pool(call: Call) -> Result:
     require(set(call.get("dilations", (1,))) == {1}, "has a dilation; only 1 is supported")
-    return call.state.builder.max_pool(call.name, call.image(0), *_window(call))
+    x, ceils = call.image(0), bool(call.get("ceil_mode"))
+    return call.state.builder.max_pool(call.name, x, *_window(call), ceils)
 
 
 def average_pool(call: Call) -> Result:
     counts = bool(call.get("count_include_pad", 0))
+    require(not call.get("ceil_mode"), "has ceil_mode; only whole windows are supported", "pad the image instead")
     return call.state.builder.average_pool(call.name, call.image(0), *_window(call), counts)
 
 
 def _window(call: Call) -> tuple[Any, Any, Padding]:
     """Kernel, stride and padding of a pool."""
-    require(not call.get("ceil_mode"), "has ceil_mode; only whole windows are supported", "pad the image instead")
     kernel, x = tuple(call.get("kernel_shape")), call.image(0)
     require(len(kernel) == 2, f"pools over {len(kernel)} axes; only images are supported")
     stride = tuple(call.get("strides", (1, 1)))
@@ -287,7 +371,13 @@ def reduce_mean(call: Call) -> Result:
     x = call.tensor(0)
     axes = call.numbers("axes", 1) or []
     found = sorted(sample_axis(axis, x) for axis in axes)
-    require(len(x.shape) == 3 and found == [1, 2], f"averages over axes {axes}; only height and width are supported")
+    if len(x.shape) == 2 and found == [0]:
+        mean = sequences.mean_of_positions(call.state.builder, call.name, x)
+        return mean if call.get("keepdims", 1) else call.state.builder.reshape(mean, x.shape[1:])
+    known = "only height and width, or the positions of a sequence, are supported"
+    remedy = "if it is of a layer normalization, export with operation set 17 or later"
+    fits = len(x.shape) == 3 and found == [1, 2]
+    require(fits, f"averages {x.shape} over axes {axes}; {known}", remedy)
     mean = call.state.builder.global_pool(AveragePool, call.name, x)
     return mean if call.get("keepdims", 1) else call.state.builder.reshape(mean, x.shape[:1])
 
@@ -319,42 +409,87 @@ def concat(call: Call) -> Result:
 
 def flatten(call: Call) -> Result:
     x = call.tensor(0)
-    require(call.get("axis", 1) == 1, "flattens from another axis than 1")
-    return call.state.builder.reshape(x, (prod(x.shape),))
+    full = call.state.builder.whole_shape(x)
+    axis = call.get("axis", 1) % (len(full) + 1)
+    return call.state.builder.with_whole_shape(x, (prod(full[:axis]), prod(full[axis:])))
 
 
 def reshape(call: Call) -> Result:
     x = call.tensor(0)
-    full = (call.state.batch, *x.shape)
+    full = call.state.builder.whole_shape(x)
     shape = [full[i] if extent == 0 else extent for i, extent in enumerate(call.numbers("shape", 1) or ())]
-    return call.state.builder.reshape_batch(x, shape, call.state.batch)
+    return call.state.builder.reshape_batch(x, shape)
 
 
 def squeeze(call: Call) -> Result:
     x = call.tensor(0)
-    given = call.numbers("axes", 1)
-    drops = [i for i, n in enumerate(x.shape) if n == 1] if given is None else [sample_axis(i, x) for i in given]
-    require(all(x.shape[i] == 1 for i in drops), f"squeezes axes {given} of {x.shape}, which are not all 1")
-    return call.state.builder.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in drops))
+    given, full = call.numbers("axes", 1), call.state.builder.whole_shape(x)
+    ones = [i for i, n in enumerate(full) if n == 1 and (i > 0 or x.is_whole)]
+    drops = ones if given is None else [i % len(full) for i in given]
+    require(all(full[i] == 1 for i in drops), f"squeezes axes {given} of {full}, which are not all 1")
+    return call.state.builder.with_whole_shape(x, [n for i, n in enumerate(full) if i not in drops])
 
 
 def unsqueeze(call: Call) -> Result:
     x = call.tensor(0)
     given = call.numbers("axes", 1) or []
-    rank = len(x.shape) + 1 + len(given)
-    axes = sorted(axis % rank for axis in given)
-    require(0 not in axes, "adds an axis in front of the batch")
-    shape = list(x.shape)
-    for axis in axes:
-        shape.insert(axis - 1, 1)
-    return call.state.builder.reshape(x, tuple(shape))
+    shape = list(call.state.builder.whole_shape(x))
+    rank = len(shape) + len(given)
+    for axis in sorted(axis % rank for axis in given):
+        shape.insert(axis, 1)
+    return call.state.builder.with_whole_shape(x, shape)
 
 
 def transpose(call: Call) -> Result:
     x = call.tensor(0)
-    axes = list(call.get("perm", range(len(x.shape), -1, -1)))
-    require(axes[0] == 0, "moves the batch axis")
-    return call.state.builder.transpose(x, [axis - 1 for axis in axes[1:]])
+    rank = len(call.state.builder.whole_shape(x))
+    return call.state.builder.transpose_batch(x, list(call.get("perm", range(rank - 1, -1, -1))))
+
+
+def part(call: Call) -> Any:
+    """A slice of activations, or of the values of a TopK."""
+    if isinstance(call.operand(0), winners.Symbol):
+        return winners.slice_values(call)
+    x = call.tensor(0)
+    starts, ends, axes, steps = (call.numbers(key, i) for i, key in enumerate(("starts", "ends", "axes", "steps"), 1))
+    starts, ends = starts or [], ends or []
+    for axis, start, end, step in zip(
+        axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True
+    ):
+        place = sample_axis(axis, x)
+        x = sequences.take(call.state.builder, call.name, x, place, range(x.shape[place])[start:end:step])
+    return x
+
+
+def pick(call: Call) -> Any:
+    """Some places of an axis of activations, or of the values of a TopK."""
+    if isinstance(call.operand(0), winners.Symbol):
+        return winners.gather_values(call)
+    x, index = call.tensor(0), call.constant(1)
+    axis = sample_axis(call.get("axis", 0), x)
+    require(index.ndim < 2, f"picks by indices of shape {index.shape}; only one index or a list is supported")
+    taken = sequences.take(call.state.builder, call.name, x, axis, [int(i) % x.shape[axis] for i in index.ravel()])
+    if index.ndim:
+        return taken
+    full = list(call.state.builder.whole_shape(taken))
+    del full[axis if x.is_whole else axis + 1]
+    return call.state.builder.with_whole_shape(taken, full)
+
+
+def split(call: Call) -> Result:
+    x = call.tensor(0)
+    axis, parts = sample_axis(call.get("axis", 0), x), call.numbers("split", 1)
+    size = x.shape[axis]
+    if parts is None:
+        count = call.get("num_outputs", call.results)
+        each = -(-size // count)
+        parts = [min(each, size - i * each) for i in range(count)]
+    ends = np.cumsum(parts)
+    require(ends[-1] == size, f"splits {size} into {parts}")
+    ranges = [range(end - part, end) for part, end in zip(parts, ends, strict=True)]
+    return tuple(
+        sequences.take(call.state.builder, f"{call.name}.{i}", x, axis, chosen) for i, chosen in enumerate(ranges)
+    )
 
 
 def softmax(call: Call) -> Result:
@@ -365,7 +500,7 @@ def softmax(call: Call) -> Result:
 
 
 def shape(call: Call) -> Result:
-    full = (call.state.batch, *call.tensor(0).shape)
+    full = call.state.builder.whole_shape(call.tensor(0))
     return np.array(full[call.get("start", 0) : call.get("end")], np.int64)
 
 
@@ -449,6 +584,10 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Sum": add,
     "Sub": subtract,
     "Neg": negate,
+    "Gelu": gelu,
+    "Erf": erf,
+    "LayerNormalization": layer_norm,
+    "Attention": attention,
     "Mul": multiply,
     "Div": divide,
     "Concat": concat,
@@ -457,6 +596,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Squeeze": squeeze,
     "Unsqueeze": unsqueeze,
     "Transpose": transpose,
+    "Split": split,
     "Softmax": softmax,
     "Shape": shape,
     "Identity": same,
@@ -465,6 +605,8 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "QuantizeLinear": quantize,
     "DequantizeLinear": same,
     **winners.OPERATIONS,
+    "Slice": part,
+    "Gather": pick,
 }
 OF_CONSTANTS: Mapping[str, Callable[[Call], Array]] = {
     "QuantizeLinear": quantize_constant,
@@ -477,8 +619,8 @@ REMEDIES: Mapping[str, str] = {
     "LRN": "retrain without it, or with batch normalization",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
     "Sigmoid": "retrain with Relu, or compute it outside if it is last",
-    **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Gelu", "Elu", "Tanh"), "retrain with Relu or Clip"),
-    **dict.fromkeys(("LayerNormalization", "InstanceNormalization"), "retrain with batch normalization"),
+    **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Elu", "Tanh"), "retrain with Relu or Clip"),
+    "InstanceNormalization": "retrain with batch normalization",
     "ConvTranspose": "only networks without upsampling are supported",
     "Resize": "only networks without upsampling are supported",
 }

@@ -200,8 +200,6 @@ def _sample_axis(axis: int, part: Symbol) -> int:
 OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "TopK": top_k,
     "ReduceMin": reduce_min,
-    "Slice": slice_values,
-    "Gather": gather_values,
     "GatherElements": gather_elements,
     "ScatterElements": scatter,
     "Less": comparison(is_less=True, or_equal=False),

@@ -28,9 +28,9 @@ _TOLERANCE = 1e-3  # of the imported network, relative to the largest value of t
 def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True) -> Graph:
     """The float32 graph of a module in evaluation mode; masks go along as the packing that layers want.
 
-    input_shape: of one sample, (C, H, W) or (features,). check: whether to run both on random samples and compare.
-    Batch normalization becomes an affine, which `csengine.quantization` folds. Raises UnsupportedModelError with
-    everything that cannot be imported, or if the graph computes something else than the module.
+    input_shape: of one sample, (C, H, W), (positions, features) or (features,). check: whether to run both on random
+    samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. Raises
+    UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -101,8 +101,7 @@ def _check(module: nn.Module, graph: Graph, input_shape: tuple[int, ...]) -> Non
     with torch.no_grad():
         wanted = module(x if parameter is None else x.to(parameter.device, parameter.dtype)).float().cpu().numpy()
     values = x.numpy()
-    got = reference.run(graph, np.ascontiguousarray(values.transpose(0, 2, 3, 1)) if values.ndim == 4 else values)
-    got = got.transpose(0, 3, 1, 2) if got.ndim == 4 else got
+    got = graph.to_caller(reference.run(graph, graph.from_caller(values)))
     scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
     error = float(np.abs(got.reshape(wanted.shape) - wanted).max(initial=0.0)) / scale
     if not error <= _TOLERANCE:
@@ -130,7 +129,7 @@ class _Importer:
             raise UnsupportedModelError(
                 f"torch.fx cannot trace the module ({error!s:.300}); export it to ONNX and import that"
             ) from error
-        self.builder = Builder()
+        self.builder = Builder("NWC" if len(input_shape) == 2 else "NCHW")
         self.known: dict[str, Any] = {}
         self.problems: list[str] = []
         self.input_shape = input_shape
@@ -192,20 +191,31 @@ class _Importer:
             if operation is None:
                 known = ", ".join(kind.__name__ for kind in MODULES)
                 raise UnsupportedError("has no counterpart", f"known are {known}")
-            return operation(self.builder, str(node.target), *self._resolve(node.args), layer)
+            options = {name: self._resolve(value) for name, value in node.kwargs.items()}
+            return operation(self.builder, str(node.target), *self._resolve(node.args), layer, **options)
         return self._call_function(node)
 
     def _call_function(self, node: fx.Node) -> Any:
         operation = FUNCTIONS.get(node.target) or METHODS.get(node.target if isinstance(node.target, str) else "")
+        arguments = self._resolve(node.args)
+        options = {name: self._resolve(value) for name, value in node.kwargs.items()}
+        if operation is None and callable(node.target) and not _holds_activations((arguments, options)):
+            return node.target(*arguments, **options)  # of shapes and constants
         if operation is None:
             known = ", ".join(sorted({made.__name__.strip("_") for made in FUNCTIONS.values()}))
             raise UnsupportedError("has no counterpart", f"known are {known}")
-        arguments = self._resolve(node.args)
-        options = {name: self._resolve(value) for name, value in node.kwargs.items()}
         try:
             return operation(self.builder, node.name, *arguments, **options)
         except TypeError as error:
             raise UnsupportedError(f"is called in a way that is not supported ({error})") from error
+
+
+def _holds_activations(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return any(map(_holds_activations, item.values()))
+    if isinstance(item, (list, tuple)):
+        return any(map(_holds_activations, item))
+    return isinstance(item, (Value, Padded))
 
 
 class _UnknownError(Exception):

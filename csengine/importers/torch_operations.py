@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csengine.graph import AveragePool, Clip, Packing, Relu
-from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis
+from csengine.graph import AveragePool, Clip, Gelu, Packing, Relu
+from csengine.importers import sequences
+from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis, with_dilation
 from csengine.torch.kwinners import KWinners
 from csengine.torch.layers import mask_of
 
@@ -29,12 +30,22 @@ Array = NDArray[Any]
 
 
 def _conv2d(builder: Builder, name: str, x: Any, layer: nn.Conv2d) -> Any:
-    _require(layer.dilation == (1, 1), f"dilation {layer.dilation} is not supported; expected 1")
     _require(layer.padding_mode == "zeros", f"padding mode {layer.padding_mode!r} is not supported; expected zeros")
-    _require(not isinstance(layer.padding, str), f"padding {layer.padding!r} is not supported; give numbers")
-    weight, bias = _numpy(layer.weight), None if layer.bias is None else _numpy(layer.bias)
-    stride, padding = _pair(layer.stride), _sides(layer.padding)
-    return builder.conv(name, x, weight, bias, stride, padding, layer.groups, _packing(layer))
+    weight, bias = (
+        with_dilation(_numpy(layer.weight), layer.dilation),
+        None if layer.bias is None else _numpy(layer.bias),
+    )
+    packing = _packing(layer) if set(layer.dilation) == {1} else None
+    padding = _same_padding(layer.padding, weight) if isinstance(layer.padding, str) else _sides(layer.padding)
+    return builder.conv(name, x, weight, bias, _pair(layer.stride), padding, layer.groups, packing)
+
+
+def _same_padding(mode: str, weight: Array) -> Padding:
+    """What `padding="same"` or "valid" means for kernels `[O, C, kh, kw]`."""
+    if mode == "valid":
+        return 0, 0, 0, 0
+    vertical, horizontal = (extent - 1 for extent in weight.shape[2:])
+    return vertical // 2, horizontal // 2, vertical - vertical // 2, horizontal - horizontal // 2
 
 
 def _linear(builder: Builder, name: str, x: Any, layer: nn.Linear) -> Any:
@@ -57,9 +68,80 @@ def _batch_norm(builder: Builder, name: str, x: Any, layer: nn.BatchNorm1d | nn.
 
 def _k_winners(builder: Builder, name: str, x: Any, layer: KWinners) -> Any:
     value = builder.padded(name, x)
-    axes = (0,) if layer.scope == "local" else tuple(range(len(value.shape)))
-    factor = None if layer.factor is None else _numpy(layer.factor).reshape(-1, *(1 for _ in value.shape[1:]))
+    channels = len(value.shape) - 1 if len(value.shape) == 2 else 0
+    axes = (channels,) if layer.scope == "local" else tuple(range(len(value.shape)))
+    form = [-1 if axis == channels else 1 for axis in range(len(value.shape))]
+    factor = None if layer.factor is None else _numpy(layer.factor).reshape(form)
     return builder.k_winners(name, value, layer.k_inference, axes, factor)
+
+
+def _layer_norm_module(builder: Builder, name: str, x: Any, layer: nn.LayerNorm) -> Any:
+    return _layer_norm(builder, name, x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+
+def _attention_module(
+    builder: Builder,
+    name: str,
+    query: Any,
+    key: Any,
+    value: Any,
+    layer: nn.MultiheadAttention,
+    **options: Any,
+) -> Any:
+    options.pop("need_weights", None)
+    options.pop("average_attn_weights", None)
+    _require(layer.batch_first, "takes (positions, batch, channels)", "build it with batch_first=True")
+    plain = not any(option is not None and option is not False for option in options.values())
+    plain = plain and layer.bias_k is None and not layer.add_zero_attn and layer.in_proj_weight is not None
+    _require(plain, "has a mask or other options; only plain attention is supported")
+    weights, biases = (
+        [None] * 3 if tensor is None else np.split(_numpy(tensor), 3)
+        for tensor in (layer.in_proj_weight, layer.in_proj_bias)
+    )
+    heads = []
+    for part, x, weight, bias in zip("qkv", (query, key, value), weights, biases, strict=True):
+        projected = builder.linear(f"{name}.{part}", x, weight.T, bias)
+        split = builder.reshape(projected, (x.shape[0], layer.num_heads, layer.head_dim))
+        heads.append(builder.transpose_batch(split, (0, 2, 1, 3)))
+    q, k, v = heads
+    mixed = builder.transpose_batch(sequences.attention(builder, name, q, k, v, None), (0, 2, 1, 3))
+    joined = builder.reshape(mixed, (query.shape[0], layer.embed_dim))
+    return _linear(builder, f"{name}.out", joined, layer.out_proj), None
+
+
+def _encoder_layer(builder: Builder, name: str, x: Any, layer: nn.TransformerEncoderLayer) -> Any:
+    """A layer as PyTorch has it, whose own code torch.fx cannot trace."""
+
+    def attend(value: Any) -> Any:
+        return _attention_module(builder, f"{name}.self_attn", value, value, value, layer.self_attn)[0]
+
+    def feed(value: Any) -> Any:
+        hidden = _linear(builder, f"{name}.linear1", value, layer.linear1)
+        hidden = _part(builder, f"{name}.activation", hidden, layer.activation)
+        return _linear(builder, f"{name}.linear2", hidden, layer.linear2)
+
+    for number, step in ((1, attend), (2, feed)):
+        norm: nn.LayerNorm = getattr(layer, f"norm{number}")
+        inner = _layer_norm_module(builder, f"{name}.norm{number}", x, norm) if layer.norm_first else x
+        x = builder.add(f"{name}.sum{number}", x, step(inner))
+        x = x if layer.norm_first else _layer_norm_module(builder, f"{name}.norm{number}", x, norm)
+    return x
+
+
+def _part(builder: Builder, name: str, x: Any, part: Any) -> Any:
+    """A part of an encoder that may be a function or a module."""
+    if part in FUNCTIONS:
+        return FUNCTIONS[part](builder, name, x)
+    operation = next((made for kind, made in MODULES.items() if isinstance(part, kind)), None)
+    if operation is None:
+        raise UnsupportedError(f"has {part}, which has no counterpart")
+    return operation(builder, name, x, part)
+
+
+def _encoder(builder: Builder, name: str, x: Any, encoder: nn.TransformerEncoder) -> Any:
+    for i, layer in enumerate(encoder.layers):
+        x = _encoder_layer(builder, f"{name}.layers.{i}", x, layer)
+    return x if encoder.norm is None else _part(builder, f"{name}.norm", x, encoder.norm)
 
 
 def _max_pool_module(builder: Builder, name: str, x: Any, layer: nn.MaxPool2d) -> Any:
@@ -106,6 +188,54 @@ def _prelu(builder: Builder, name: str, x: Any, weight: Tensor) -> Any:
     return builder.leaky_relu(name, value, _numpy(weight).reshape(-1, *(1 for _ in value.shape[1:])))
 
 
+def _gelu(builder: Builder, name: str, x: Any, approximate: str = "none") -> Any:
+    return builder.elementwise(Gelu, name, builder.padded(name, x), approximate=approximate)
+
+
+def _layer_norm(
+    builder: Builder,
+    name: str,
+    x: Any,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    value, size = builder.padded(name, x), tuple(normalized_shape)
+    _require(size == value.shape[-1:], f"normalizes over {size} of {value.shape}; only the last axis is supported")
+    scale = np.ones(size) if weight is None else _numpy(weight)
+    shift = np.zeros(size) if bias is None else _numpy(bias)
+    return sequences.layer_norm(builder, name, value, scale, shift, eps)
+
+
+def _attention(
+    builder: Builder,
+    name: str,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    _require(attn_mask is None and not is_causal, "has a mask; only plain attention is supported")
+    return sequences.attention(builder, name, query, key, value, scale)
+
+
+def _matmul(builder: Builder, name: str, a: Any, b: Any) -> Any:
+    a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    if isinstance(a, Value) and isinstance(b, Value):
+        return sequences.matmul(builder, name, a, b)
+    _require(isinstance(a, Value) and b.ndim == 2, "multiplies a constant by activations; only the other way around")
+    return builder.linear(name, a, _numpy(b), None)
+
+
+def _linear_function(builder: Builder, name: str, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    return builder.linear(name, builder.padded(name, x), _numpy(weight).T, None if bias is None else _numpy(bias))
+
+
 def _max_pool(
     builder: Builder,
     name: str,
@@ -117,9 +247,9 @@ def _max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    plain = not ceil_mode and not return_indices and _pair(dilation) == (1, 1)
-    _require(plain, "ceil_mode, dilation and return_indices are not supported")
-    return builder.max_pool(name, x, _pair(kernel_size), _pair(stride or kernel_size), _sides(padding))
+    plain = not return_indices and _pair(dilation) == (1, 1)
+    _require(plain, "dilation and return_indices are not supported")
+    return builder.max_pool(name, x, _pair(kernel_size), _pair(stride or kernel_size), _sides(padding), ceil_mode)
 
 
 def _average_pool(
@@ -150,6 +280,9 @@ def _adaptive_average_pool(builder: Builder, name: str, x: Any, output_size: Any
 def _mean(builder: Builder, name: str, x: Any, dim: Any, keepdim: bool = False) -> Any:
     value = builder.padded(name, x)
     axes = sorted(sample_axis(axis, value) for axis in ((dim,) if isinstance(dim, int) else dim))
+    if len(value.shape) == 2 and axes == [0]:
+        mean = sequences.mean_of_positions(builder, name, value)
+        return mean if keepdim else builder.reshape(mean, value.shape[1:])
     _require(len(value.shape) == 3 and axes == [1, 2], f"averages over {dim}; only height and width are supported")
     mean = builder.global_pool(AveragePool, name, value)
     return mean if keepdim else builder.reshape(mean, value.shape[:1])
@@ -198,23 +331,68 @@ def _concat(builder: Builder, name: str, tensors: Sequence[Any], dim: int = 0) -
 
 def _flatten(builder: Builder, name: str, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     value = builder.padded(name, x)
-    whole = start_dim == 1 and end_dim in (-1, len(value.shape))
-    _require(whole, "only a flatten of everything but the batch is supported")
-    return builder.vector(builder.reshape(value, (prod(value.shape),)), name)
+    full = list(builder.whole_shape(value))
+    start, end = start_dim % len(full), end_dim % len(full)
+    full[start : end + 1] = [prod(full[start : end + 1])]
+    result = builder.with_whole_shape(value, full)
+    return builder.vector(result, name) if len(result.shape) == 1 else result
 
 
 def _reshape(builder: Builder, name: str, x: Any, *shape: Any) -> Any:
     value = builder.padded(name, x)
     extents = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    result = builder.reshape_batch(value, [int(extent) for extent in extents], 1)
+    result = builder.reshape_batch(value, [int(extent) for extent in extents])
     return builder.vector(result, name) if len(result.shape) == 1 else result
 
 
 def _permute(builder: Builder, name: str, x: Any, *axes: Any) -> Any:
     order = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
-    _require(order[0] == 0, "moves the batch axis")
     value = builder.padded(name, x)
-    return builder.transpose(value, [sample_axis(axis, value) for axis in order[1:]])
+    return builder.transpose_batch(value, [axis % len(order) for axis in order])
+
+
+def _transpose(builder: Builder, name: str, x: Any, dim0: int, dim1: int) -> Any:
+    value = builder.padded(name, x)
+    order = list(range(len(builder.whole_shape(value))))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return builder.transpose_batch(value, order)
+
+
+def _unsqueeze(builder: Builder, name: str, x: Any, dim: int) -> Any:
+    value = builder.padded(name, x)
+    full = list(builder.whole_shape(value))
+    full.insert(dim % (len(full) + 1), 1)
+    return builder.with_whole_shape(value, full)
+
+
+def _squeeze(builder: Builder, name: str, x: Any, dim: int) -> Any:
+    value = builder.padded(name, x)
+    full = list(builder.whole_shape(value))
+    if full[dim] == 1:
+        del full[dim]
+    return builder.with_whole_shape(value, full)
+
+
+def _unflatten(builder: Builder, name: str, x: Any, dim: int, sizes: Sequence[int]) -> Any:
+    value = builder.padded(name, x)
+    full = list(builder.whole_shape(value))
+    full[dim : dim + 1 or None] = sizes
+    return builder.reshape_batch(value, full)
+
+
+def _chunk(builder: Builder, name: str, x: Any, chunks: int, dim: int = 0) -> Any:
+    size = builder.padded(name, x).shape[sample_axis(dim, x)]
+    return _split(builder, name, x, -(-size // chunks), dim)
+
+
+def _split(builder: Builder, name: str, x: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
+    value = builder.padded(name, x)
+    axis, sizes = sample_axis(dim, value), split_size_or_sections
+    size = value.shape[axis]
+    parts = [min(sizes, size - i) for i in range(0, size, sizes)] if isinstance(sizes, int) else list(sizes)
+    ends = np.cumsum(parts).tolist()
+    ranges = [range(end - part, end) for part, end in zip(parts, ends, strict=True)]
+    return tuple(sequences.take(builder, f"{name}.{i}", value, axis, chosen) for i, chosen in enumerate(ranges))
 
 
 def _softmax(builder: Builder, name: str, x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
@@ -229,17 +407,29 @@ def _same(builder: Builder, name: str, x: Any, *ignored: Any, **options: Any) ->
 
 def _getattr(builder: Builder, name: str, x: Any, attribute: str) -> Any:
     _require(attribute == "shape" and isinstance(x, Value), f"reads the attribute {attribute}")
-    return (1, *x.shape)
+    return builder.whole_shape(x)
 
 
 def _size(builder: Builder, name: str, x: Any, dim: int | None = None) -> Any:
-    shape = (1, *builder.padded(name, x).shape)
+    shape = builder.whole_shape(builder.padded(name, x))
     return shape if dim is None else shape[dim]
 
 
 def _item(builder: Builder, name: str, x: Any, index: Any) -> Any:
-    _require(isinstance(x, tuple) and isinstance(index, (int, slice)), "indexes an activation, which is not supported")
-    return x[index]
+    if isinstance(x, tuple):
+        return x[index]
+    value = builder.padded(name, x)
+    whole, dropped = value, []
+    for axis, part in enumerate(index if isinstance(index, tuple) else (index,)):
+        _require(
+            isinstance(part, (int, slice)), f"indexes an activation with {part}; only numbers and slices are known"
+        )
+        if part != slice(None):
+            size = builder.whole_shape(value)[axis]
+            chosen = range(size)[part] if isinstance(part, slice) else [range(size)[part]]
+            whole = sequences.take(builder, f"{name}.{axis}", whole, sample_axis(axis, value), chosen)
+            dropped += [axis] if isinstance(part, int) else []
+    return builder.with_whole_shape(whole, [n for i, n in enumerate(builder.whole_shape(whole)) if i not in dropped])
 
 
 MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
@@ -262,6 +452,11 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.Identity: lambda builder, name, x, layer: x,
     nn.Dropout: lambda builder, name, x, layer: x,
     nn.Dropout2d: lambda builder, name, x, layer: x,
+    nn.LayerNorm: _layer_norm_module,
+    nn.GELU: lambda builder, name, x, layer: _gelu(builder, name, x, layer.approximate),
+    nn.MultiheadAttention: _attention_module,
+    nn.TransformerEncoderLayer: _encoder_layer,
+    nn.TransformerEncoder: _encoder,
 }
 FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.relu, torch.relu), _relu),
@@ -275,6 +470,17 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     functional.pad: _pad,
     functional.dropout: _same,
     **dict.fromkeys((functional.softmax, torch.softmax), _softmax),
+    functional.gelu: _gelu,
+    functional.layer_norm: _layer_norm,
+    functional.scaled_dot_product_attention: _attention,
+    functional.linear: _linear_function,
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), _matmul),
+    torch.transpose: _transpose,
+    torch.unsqueeze: _unsqueeze,
+    torch.squeeze: _squeeze,
+    torch.unflatten: _unflatten,
+    torch.chunk: _chunk,
+    torch.split: _split,
     torch.mean: _mean,
     torch.flatten: _flatten,
     torch.reshape: _reshape,
@@ -294,6 +500,13 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     "flatten": _flatten,
     **dict.fromkeys(("view", "reshape"), _reshape),
     "permute": _permute,
+    "transpose": _transpose,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
+    "unflatten": _unflatten,
+    "chunk": _chunk,
+    "split": _split,
+    **dict.fromkeys(("matmul", "bmm"), _matmul),
     "softmax": _softmax,
     **dict.fromkeys(("add", "add_"), _add),
     "sub": _subtract,
@@ -304,9 +517,9 @@ METHODS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, message: str, remedy: str = "") -> None:
     if not condition:
-        raise UnsupportedError(message)
+        raise UnsupportedError(message, remedy)
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
@@ -317,7 +530,7 @@ def _numpy(tensor: Tensor) -> NDArray[np.float32]:
 def _constant(constant: Any, value: Value) -> Array:
     """A number or tensor that broadcasts to a batch, as one that broadcasts to a sample."""
     array = _numpy(constant) if isinstance(constant, Tensor) else np.asarray(constant, np.float64)
-    full = array.ndim == len(value.shape) + 1
+    full = not value.is_whole and array.ndim == len(value.shape) + 1
     _require(not full or len(array) == 1, "has a constant that differs between samples")
     return array[0] if full else array
 

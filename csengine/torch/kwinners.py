@@ -19,8 +19,8 @@ Scope = Literal["local", "global"]
 class KWinners(nn.Module):
     """Keep the k largest activations of each scope, set the others to 0.
 
-    Input [N, C, H, W] or [N, features], float; the output has the input's shape. Scope ``local``: the k winners are
-    chosen among the channels of one position (among the features of a two-dimensional input). ``global``: among the
+    Input [N, C, H, W], [N, positions, features] or [N, features], float; the output has the input's shape. Scope
+    ``local``: the k winners are chosen among the channels (features) of one position. ``global``: among the
     whole sample, ties going to the lower index in (y, x, channel) order. ``k`` of at least the scope's size is the
     identity.
 
@@ -82,7 +82,7 @@ class KWinners(nn.Module):
         self.boost_strength.fill_(strength)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The winners of [N, C, H, W] or [N, features]; gradients pass to winners only."""
+        """The winners of [N, C, H, W], [N, positions, features] or [N, features]; gradients pass to winners only."""
         output = k_winners(x, self.winners, self.scope, self.factor)
         if self.training and self.boost_strength.item():
             self._count(output)
@@ -91,7 +91,8 @@ class KWinners(nn.Module):
     @torch.no_grad()
     def _count(self, output: Tensor) -> None:
         """Move the duty cycle of every unit towards the share of places where it was active."""
-        others = [axis for axis in range(output.ndim) if axis != 1]
+        channels = output.ndim - 1 if output.ndim < 4 else 1
+        others = [axis for axis in range(output.ndim) if axis != channels]
         active = (output != 0).to(self.duty_cycle.dtype).mean(dim=others)
         self.duty_cycle.lerp_(active, min(1.0, output.shape[0] / self.duty_cycle_period))
 
@@ -101,17 +102,22 @@ class KWinners(nn.Module):
 
 
 def k_winners(x: Tensor, k: int, scope: Scope, factor: Tensor | None = None) -> Tensor:
-    """Keep the ``k`` winners per scope of [N, C, H, W] or [N, features]; see :class:`KWinners`.
+    """Keep the ``k`` winners per scope; see :class:`KWinners`.
 
     ``factor`` [C] or [features]: rank by x · factor, pass x.
     """
-    if x.ndim not in (2, 4):
-        raise ValueError(f"got an input of shape {tuple(x.shape)}, expected [N, C, H, W] or [N, features]")
+    if x.ndim not in (2, 3, 4):
+        expected = "[N, C, H, W], [N, positions, features] or [N, features]"
+        raise ValueError(f"got an input of shape {tuple(x.shape)}, expected {expected}")
     rows = x.permute(0, 2, 3, 1) if x.ndim == 4 else x  # NHWC: ties go to the lower index in this order
     ranking = rows.detach() if factor is None else rows.detach() * factor
     if scope == "global":
         ranking = ranking.reshape(len(x), -1)
-    winners = winner_mask(ranking, k).reshape(rows.shape)
+    if torch.onnx.is_in_onnx_export():  # as other tools, and our importer, know it
+        k = min(k, ranking.shape[-1])
+        winners = torch.zeros_like(ranking).scatter(-1, ranking.topk(k, dim=-1).indices, 1.0).reshape(rows.shape)
+    else:
+        winners = winner_mask(ranking, k).reshape(rows.shape)
     if x.ndim == 4:
         winners = winners.permute(0, 3, 1, 2)
     return x * winners.to(x.dtype)

@@ -1,0 +1,146 @@
+// What transformers need besides layers with weights, float32, scalar tier.
+#include <cmath>
+#include <cstring>
+
+#include "arithmetic.h"
+#include "scalar.h"
+
+namespace cs::scalar {
+namespace {
+
+class Gelu final : public Step {
+  public:
+    explicit Gelu(const GeluSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const float* x = sample<float>(call.inputs[0], spec_.tensor, n);
+            float* out = sample<float>(call.output, spec_.tensor, n);
+            for (int64_t i = 0; i < spec_.tensor.size(); ++i) out[i] = 0.5f * x[i] * (1.0f + share(x[i]));
+        }
+    }
+
+  private:
+    float share(float x) const {
+        constexpr float kRootOfHalf = 0.70710678f, kRootOfTwoOverPi = 0.79788456f;
+        return spec_.tanh ? std::tanh(kRootOfTwoOverPi * (x + 0.044715f * x * x * x)) : std::erf(x * kRootOfHalf);
+    }
+
+    GeluSpec spec_;
+};
+
+class LayerNorm final : public Step {
+  public:
+    explicit LayerNorm(const LayerNormSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        const int channels = spec_.tensor.channels;
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const float* x = sample<float>(call.inputs[0], spec_.tensor, n);
+            float* out = sample<float>(call.output, spec_.tensor, n);
+            for (int64_t p = 0; p < spec_.tensor.positions(); ++p, x += channels, out += channels) normalize(x, out);
+        }
+    }
+
+  private:
+    void normalize(const float* x, float* out) const {
+        const int channels = spec_.tensor.channels;
+        double mean = 0, variance = 0;
+        for (int c = 0; c < channels; ++c) mean += x[c];
+        mean /= channels;
+        for (int c = 0; c < channels; ++c) variance += (x[c] - mean) * (x[c] - mean);
+        const double factor = 1.0 / std::sqrt(variance / channels + spec_.epsilon);
+        for (int c = 0; c < channels; ++c) {
+            out[c] = static_cast<float>((x[c] - mean) * factor * spec_.scale[c] + spec_.shift[c]);
+        }
+    }
+
+    LayerNormSpec spec_;
+};
+
+// The inner loop runs along the columns, which lie in a row: compilers vectorize it. A transposed second operand is
+// turned first.
+class MatMul final : public Step {
+  public:
+    explicit MatMul(const MatMulSpec& spec) : spec_(spec) {}
+
+    size_t scratch_bytes() const override {
+        return spec_.transposed ? sizeof(float) * spec_.first.channels * spec_.output.channels : 0;
+    }
+
+    void run(const Call& call) const noexcept override {
+        const int64_t rows = spec_.first.width, depth = spec_.first.channels, columns = spec_.output.channels;
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const float* a = sample<float>(call.inputs[0], spec_.first, n);
+            const float* b = sample<float>(call.inputs[1], spec_.second, n);
+            float* out = sample<float>(call.output, spec_.output, n);
+            for (int y = 0; y < spec_.first.height; ++y, a += rows * depth, b += depth * columns, out += rows * columns)
+                multiply(a, spec_.transposed ? turned(b, reinterpret_cast<float*>(call.scratch)) : b, out);
+        }
+    }
+
+  private:
+    const float* turned(const float* b, float* out) const {
+        const int64_t depth = spec_.first.channels, columns = spec_.output.channels;
+        for (int64_t j = 0; j < columns; ++j) {
+            for (int64_t k = 0; k < depth; ++k) out[k * columns + j] = b[j * depth + k];
+        }
+        return out;
+    }
+
+    void multiply(const float* a, const float* b, float* out) const {
+        const int64_t rows = spec_.first.width, depth = spec_.first.channels, columns = spec_.output.channels;
+        for (int64_t i = 0; i < rows; ++i, out += columns) {
+            std::memset(out, 0, sizeof(float) * columns);
+            for (int64_t k = 0; k < depth; ++k) {
+                const float x = a[i * depth + k];
+                for (int64_t j = 0; j < columns; ++j) out[j] += x * b[k * columns + j];
+            }
+        }
+    }
+
+    MatMulSpec spec_;
+};
+
+template <class T>
+class Transpose final : public Step {
+  public:
+    explicit Transpose(const TransposeSpec& spec) : spec_(spec) {
+        const int64_t strides[] = {int64_t{spec.input.width} * spec.input.channels, spec.input.channels, 1};
+        for (int i = 0; i < 3; ++i) step_[i] = strides[spec.axes[i]];
+    }
+
+    void run(const Call& call) const noexcept override {
+        const Tensor& type = spec_.output;
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const T* x = sample<T>(call.inputs[0], spec_.input, n);
+            T* out = sample<T>(call.output, type, n);
+            for (int i = 0; i < type.height; ++i) {
+                for (int j = 0; j < type.width; ++j, out += type.channels) {
+                    const T* line = x + i * step_[0] + j * step_[1];
+                    for (int k = 0; k < type.channels; ++k) out[k] = line[k * step_[2]];
+                }
+            }
+        }
+    }
+
+  private:
+    TransposeSpec spec_;
+    int64_t step_[3];  // elements between neighbours along each axis of the result
+};
+
+}  // namespace
+
+std::unique_ptr<Step> gelu(const GeluSpec& spec) { return std::make_unique<Gelu>(spec); }
+
+std::unique_ptr<Step> layer_norm(const LayerNormSpec& spec) { return std::make_unique<LayerNorm>(spec); }
+
+std::unique_ptr<Step> matmul(const MatMulSpec& spec) { return std::make_unique<MatMul>(spec); }
+
+std::unique_ptr<Step> transpose(const TransposeSpec& spec) {
+    return with_type(spec.input.dtype, [&](auto type) -> std::unique_ptr<Step> {
+        return std::make_unique<Transpose<decltype(type)>>(spec);
+    });
+}
+
+}  // namespace cs::scalar

@@ -1,0 +1,131 @@
+"""What is done to sequences: attention, layer normalization, means over positions, parts of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csengine.graph import (
+    Affine,
+    AveragePool,
+    Clip,
+    Conv2d,
+    Gelu,
+    LayerNorm,
+    Linear,
+    MatMul,
+    MaxPool,
+    Node,
+    Packing,
+    Relu,
+    Softmax,
+)
+from csengine.importers.builder import Builder, UnsupportedError, Value
+
+Array = NDArray[Any]
+
+
+def layer_norm(builder: Builder, name: str, value: Value, scale: Array, shift: Array, epsilon: float) -> Value:
+    """Over the last axis; scale and shift broadcast to it."""
+    value = builder.channels_last(value, name) if len(value.shape) > 1 else value
+    factors = {"scale": builder.per_channel(value, scale), "shift": builder.per_channel(value, shift)}
+    return builder.elementwise(LayerNorm, name, value, **factors, epsilon=float(epsilon))
+
+
+def matmul(builder: Builder, name: str, a: Value, b: Value) -> Value:
+    """Product of activations `(..., M, K) @ (..., K, N)`; leading axes have to be the same."""
+    first, second = builder.whole_shape(a), builder.whole_shape(b)
+    if min(len(first), len(second)) < 3 or prod(first[:-2]) != prod(second[:-2]) or first[-1] != second[-2]:
+        raise UnsupportedError(
+            f"multiplies activations of shapes {first} and {second}; expected as many matrices of each"
+        )
+    matrices = prod(a.shape) // (first[-2] * first[-1])
+    a = builder.arranged(a, _in_order((matrices, *first[-2:])), f"{name}.first")
+    in_rows = _in_order((matrices, *second[-2:]))
+    in_columns = in_rows.transpose(0, 2, 1)
+    is_transposed = np.array_equal(b.places.ravel(), in_columns.ravel()) and min(second[-2:]) > 1
+    b = builder.arranged(b, in_columns if is_transposed else in_rows, f"{name}.second")
+    result = builder.emit(MatMul, name, a.name, b.name, transposed=is_transposed)
+    places = _in_order((matrices, first[-2], second[-1]))
+    return builder.with_whole_shape(Value(result, (), places), (*first[:-1], second[-1]))
+
+
+def attention(builder: Builder, name: str, q: Value, k: Value, v: Value, scale: float | None) -> Value:
+    """`softmax(q @ k.T * scale) @ v` of `(..., positions, channels)`; scale: 1 / sqrt(channels) by default."""
+    axes = list(range(len(builder.whole_shape(k))))
+    turned = builder.transpose_batch(k, [*axes[:-2], axes[-1], axes[-2]])
+    factor = np.asarray(q.shape[-1] ** -0.5 if scale is None else scale)
+    scaled = builder.affine(f"{name}.scaled", q, factor, np.zeros(()))
+    scores = matmul(builder, f"{name}.scores", scaled, turned)
+    shares = builder.elementwise(Softmax, f"{name}.shares", scores)
+    return matmul(builder, name, shares, v)
+
+
+def mean_of_positions(builder: Builder, name: str, value: Value) -> Value:
+    """The mean of a sequence (W, C): `(1, C)`."""
+    sequence = builder.channels_last(value, name)
+    height, width, channels = builder.types[sequence.name].shape
+    size = (height, width)
+    mean = builder.emit(AveragePool, name, sequence.name, kernel=size, stride=size)
+    return Value(mean, (1, channels), _in_order((1, 1, channels)))
+
+
+def take(builder: Builder, name: str, value: Value, axis: int, chosen: Sequence[int]) -> Value:
+    """The elements at some places of an axis of a sample: whole channels, or those of the first position."""
+    flat = np.arange(prod(value.shape), dtype=np.int32).reshape(value.shape).take(chosen, axis=axis)
+    place_of = np.full(prod(value.shape), -1, np.int32)
+    place_of[flat.ravel()] = np.arange(flat.size, dtype=np.int32)
+    left = place_of[value.places]
+    rows = left.reshape(-1, left.shape[-1])
+    kept = rows[0] >= 0
+    if ((rows >= 0) == kept).all():
+        places = np.ascontiguousarray(left[..., kept])
+        return replace(value, name=_narrowed(builder, name, value.name, kept), shape=flat.shape, places=places)
+    if kept.all() and (rows[1:] < 0).all():
+        first = builder.emit(MaxPool, name, value.name, kernel=(1, 1), stride=left.shape[:2])
+        return replace(value, name=first, shape=flat.shape, places=left[:1, :1])
+    raise UnsupportedError(
+        f"takes a part of axis {axis} of {value.shape}; supported are whole channels, and the first position",
+        "average over the positions",
+    )
+
+
+def _narrowed(builder: Builder, name: str, tensor: str, kept: Array) -> str:
+    """Some channels of a tensor: a layer with fewer kernels, and what follows it, or a choice among the channels."""
+    if kept.all():
+        return tensor
+    node = next(node for node in builder.nodes if node.name == tensor)
+    label = f"{name}.{tensor}"
+    match node:
+        case Conv2d(groups=1) | Linear():
+            return _emit_like(builder, label, node, node.inputs[0], **_fewer_kernels(node, kept))
+        case Affine():
+            source = _narrowed(builder, name, node.inputs[0], kept)
+            return _emit_like(builder, label, node, source, scale=node.scale[kept], shift=node.shift[kept])
+        case Relu() | Clip() | Gelu():
+            return _emit_like(builder, label, node, _narrowed(builder, name, node.inputs[0], kept))
+    weight = np.eye(len(kept), dtype=np.float32)[:, kept]
+    if len(builder.types[tensor].shape) == 1:
+        return builder.emit(Linear, label, tensor, weight=weight)
+    return builder.emit(Conv2d, label, tensor, weight=weight, kernel=(1, 1))
+
+
+def _fewer_kernels(node: Conv2d | Linear, kept: Array) -> dict[str, Any]:
+    packing = node.packing and Packing(node.packing.block, node.packing.set_size)
+    bias = None if node.bias is None else node.bias[kept]
+    return {"weight": np.ascontiguousarray(node.dense_weight[:, kept]), "bias": bias, "packing": packing}
+
+
+def _emit_like(builder: Builder, name: str, node: Node, source: str, **changes: Any) -> str:
+    """A node as another is, but for its name, its input and some attributes."""
+    known = {key: value for key, value in vars(node).items() if key not in ("name", "inputs")}
+    return builder.emit(type(node), name, source, **{**known, **changes})
+
+
+def _in_order(shape: tuple[int, ...]) -> Array:
+    return np.arange(prod(shape), dtype=np.int32).reshape(shape)
