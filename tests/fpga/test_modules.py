@@ -58,12 +58,7 @@ def simulate(
         hdl_toplevel=module,
         parameters=parameters,
         build_dir=place,
-        build_args=[
-            "-Wall",
-            "-O1",
-            "-MAKEFLAGS",
-            f"CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 OPT_GLOBAL=-O0 PYTHON3={sys.executable}",
-        ],
+        build_args=["-Wall", "-O1", "-MAKEFLAGS", make],
         timescale=("1ns", "1ps"),
     )
     results = runner.test(
