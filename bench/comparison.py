@@ -346,6 +346,20 @@ def feed_forward_table(report: Report) -> str:
     return markdown(header, lines)
 
 
+def blocks_table(report: Report) -> str:
+    """What the shape of the blocks does to whole networks and feed-forward blocks, at the typical sparsity."""
+    lines = []
+    for contest in report["contests"]:
+        if contest["density"] != TYPICAL:
+            continue
+        for function in dict.fromkeys(row["function"] for row in contest["rows"] if row["peer"] == OWN):
+            rows = [r for r in timed(contest["rows"]) if (r["peer"], r["function"]) == (OWN, function)]
+            times = {block_of(r): r["median_seconds"] / contest["batch"] for r in rows if "block" in r}
+            cells = [micro(times[block]) if block in times else "" for block in ("1×1", "1×16", "4×8", "4×16", "64×16")]
+            lines.append((f"{contest['name']}, {function}", str(contest["batch"]), *cells))
+    return markdown(("network", ">batch", ">1×1, µs", ">1×16", ">4×8", ">4×16", ">64×16"), lines)
+
+
 def plan_table(report: Report) -> str:
     """What ran the layers of every network at the typical sparsity, one image at a time."""
     lines = []
