@@ -11,7 +11,8 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples fuzz sanitize memcheck clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples \
+  fpga-report fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -84,6 +85,12 @@ kws-study: $(VENV)/.test
 fpga-samples: $(VENV)/.test
 	CSENGINE_FPGA_SAMPLES=200 $(BIN)/python -m pytest tests/fpga/test_xrt_kws.py -s
 
+# The figures of docs/fpga.md: clocks, resources, held-out words through XRT, mutants of the RTL; then the tables and
+# pictures. What is recorded for the same hardware is kept. About an hour on two cores from nothing.
+fpga-report: $(VENV)/.bench
+	for what in clocks words waves mutants resources kernels; do $(BIN)/python bench/fpga.py $$what || exit; done
+	$(BIN)/python bench/report.py
+
 # More mutants than the tests try.
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/test_fuzz.py $$RANDOM 200000
@@ -111,8 +118,10 @@ memcheck: $(VENV)/.core
 	tools/system_packages.sh valgrind
 	$(BIN)/python tools/memcheck.py
 
-$(VENV)/.core: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
@@ -125,10 +134,11 @@ $(VENV)/.bench: $(VENV)/.test
 	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-$(VENV)/.test: $(VENV)/.core
+# The packages come first: csengine is built with an FPGA host where XRT is.
+$(VENV)/.test: $(SOURCES) | $(BIN)/python
 	tools/system_packages.sh espeak-ng $(XRT)
 	$(BIN)/python -m pip install --quiet --editable '.[torch,fpga,test,dev,docs]'
-	touch $@
+	touch $(VENV)/.core $@
 
 clean:
 	rm -rf $(VENV) build dist csengine/*.so csengine.egg-info

@@ -2,9 +2,9 @@
 
     python bench/report.py       # needs the extra [report]
 
-Reads `bench/results/*.json` (written by `make bench` and `make bench-peers`) and the accuracy study of the
-keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` in
-README.md and docs/*.md. What was not measured has no section.
+Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
+the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
+`<!-- end NAME -->` in README.md, docs/*.md and the example's README.md. What was not measured has no section.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import comparison
+import fpga_report
 import pictures
 
 from csengine.cli.output import markdown
@@ -227,8 +228,8 @@ def insert(path: Path, found: Mapping[str, str]) -> None:
 
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES)
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES) | fpga_report.sections(RESULTS, IMAGES)
+    for page in (ROOT / "README.md", STUDY.parent.parent / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         insert(page, found)
 
 

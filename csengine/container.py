@@ -28,8 +28,9 @@ from csengine.errors import GraphError, ModelFormatError
 from csengine.graph import OPERATION_NAMES, OPERATIONS, Conv2d, Graph, Linear, Node, Packing, Requantization
 from csengine.packing import PackedMatrix
 
-#: Version of the file format. A reader refuses a newer major version and ignores what a newer minor one adds.
-VERSION = (0, 1)
+#: Version of the file format. Version 1 is frozen: `docs/format.md` says what a minor version may add. A reader refuses
+#: a newer major version.
+VERSION = (1, 0)
 PRODUCER = "csengine 0.1.0"
 ALIGNMENT = 64
 _METADATA_KEY = "csengine"

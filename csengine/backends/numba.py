@@ -504,7 +504,7 @@ def _route(packed: PackedMatrix) -> tuple[Array, Array]:
     owner = packed.members[np.arange(packed.sets), np.where(packed.kid == NOBODY, 0, packed.kid)]
     first = np.where(packed.kid == NOBODY, spare, owner) * v
     route = np.repeat(first, u, axis=0)[..., None] + np.arange(0, v, lanes)
-    shape = len(weights), packed.sets * parts
+    shape = len(weights), packed.sets * parts  # said, not -1: a matrix of zeros has no blocks
     return _aligned(weights.reshape(*shape, lanes)), _aligned(route.reshape(shape), np.uint32)
 
 

@@ -110,7 +110,7 @@ class EmulatedDevice:
         require_host()
         installation = emulation.install()
         self._settings = settings
-        self._place = Path(tempfile.mkdtemp(prefix="csengine-", dir="/tmp"))
+        self._place = Path(tempfile.mkdtemp(prefix=f"csengine-{os.getpid()}-", dir="/tmp"))
         self._memory = _SharedMemory()
         own, other = socket.socketpair()
         self._connection = Connection(own.detach())

@@ -34,6 +34,15 @@ def top(plan: Plan, name: str = "csengine_top") -> str:
     return "\n".join([_header(plan, name), *body, "endmodule", ""])
 
 
+def side_by_side(layers: Sequence[Layer], name: str = "csengine_top") -> str:
+    """A module of layers that have nothing to do with each other, up to their sums: to count what each takes."""
+    ports = [("in", "", "ap_clk"), ("in", "", "ap_rst_n"), ("in", "[$bits(cs_pkg::load_t)-1:0] ", "load")]
+    ports += [port for i, layer in enumerate(layers) for port in _layer_wires(i, layer)]
+    declared = ",\n".join(f"  {direction}put logic {dimensions}{port}" for direction, dimensions, port in ports)
+    body = [line for i, layer in enumerate(layers) for line in _layer_instance(i, layer)]
+    return "\n".join([f"module {name} (", declared, ");", *body, "endmodule", ""])
+
+
 # --- the frame -------------------------------------------------------------------------------------------------------
 
 _CONTROL = (
@@ -49,7 +58,7 @@ _ADDRESS = (
     ("len", 8),
     ("size", 3),
     ("burst", 2),
-    ("lock", 2),
+    ("lock", 1),
     ("cache", 4),
     ("prot", 3),
     ("qos", 4),
@@ -104,8 +113,24 @@ def _range(width: int) -> str:
 
 def _layer(i: int, layer: Layer) -> list[str]:
     """Wires and instance of sequencer and engine."""
-    positions = index_bits(layer.in_height * layer.in_width)
+    declared = [f"  logic {dimensions}{n};" for _, dimensions, n in _layer_wires(i, layer)]
+    return [*declared, *_layer_instance(i, layer)]
+
+
+def _layer_wires(i: int, layer: Layer) -> list[tuple[str, str, str]]:
+    """(direction, dimensions, name) of what a layer shares with its neighbours."""
+    n, positions = f"n{i}", index_bits(layer.in_height * layer.in_width)
     entry = 8 + (_in_index_bits(layer) if layer.indexed else 0)
+    return [
+        *(("in", "", f"{n}_{name}") for name in ("write", "last", "next_free")),
+        *(("out", "", f"{n}_{name}") for name in ("free", "sum_valid")),
+        ("in", f"[{positions - 1}:0] ", f"{n}_position"),
+        ("in", f"[{layer.entries - 1}:0][{entry - 1}:0] ", f"{n}_data"),
+        ("out", f"[{layer.outputs - 1}:0][{layer.sum_bits - 1}:0] ", f"{n}_sum"),
+    ]
+
+
+def _layer_instance(i: int, layer: Layer) -> list[str]:
     parameters: dict[str, object] = {
         "Stage": f"8'd{2 * i}",
         "InHeight": layer.in_height,
@@ -146,13 +171,7 @@ def _layer(i: int, layer: Layer) -> list[str]:
         "valid_o": f"{n}_sum_valid",
         "sum_o": f"{n}_sum",
     }
-    return [
-        f"  logic {n}_write, {n}_last, {n}_free, {n}_next_free, {n}_sum_valid;",
-        f"  logic [{positions - 1}:0] {n}_position;",
-        f"  logic [{layer.entries - 1}:0][{entry - 1}:0] {n}_data;",
-        f"  logic [{layer.outputs - 1}:0][{layer.sum_bits - 1}:0] {n}_sum;",
-        *_instance("cs_layer", f"u_{n}", parameters, wires),
-    ]
+    return _instance("cs_layer", f"u_{n}", parameters, wires)
 
 
 def _in_index_bits(layer: Layer) -> int:

@@ -330,6 +330,15 @@ def plan(graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", 
     return _within(graph, chain, _reachable(graph, chain))
 
 
+def cheapest_layer(graph: Graph, name: str, cycles: int, mode: Mode = "sparse-sparse") -> Layer:
+    """One layer of a network within a budget, as `plan` would build it if no other stage were in its way.
+
+    Raises UnsupportedModelError as `plan` does, KeyError where the network has no such layer.
+    """
+    links = {link.node.name: link for link in _chain(graph, mode)}
+    return _cheapest(links[name], list(_variants(links[name])), cycles)
+
+
 # --- the search ------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,9 @@
 
 #include "Vcsengine_top.h"
 #include "verilated.h"
+#if VM_TRACE
+#include "verilated_vcd_c.h"
+#endif
 
 namespace {
 
@@ -46,11 +49,22 @@ struct Held {
 class Bench {
   public:
     Bench(uint8_t* memory, uint64_t bytes, unsigned stall_percent, uint64_t seed)
-        : memory_(memory), bytes_(bytes), stall_(stall_percent), random_(seed), top_(new Vcsengine_top(&context_)) {
+        : memory_(memory), bytes_(bytes), stall_(stall_percent), random_(seed) {
+        context_.traceEverOn(VM_TRACE);
+        top_.reset(new Vcsengine_top(&context_));
         reset();
     }
 
     ~Bench() { top_->final(); }
+
+#if VM_TRACE
+    // Writes what happens from now on to a file: all signals down to so many levels of the hierarchy.
+    void trace(const char* path, int levels) {
+        trace_.reset(new VerilatedVcdC);
+        top_->trace(trace_.get(), levels);
+        trace_->open(path);
+    }
+#endif
 
     void reset() {
         reads_.clear(), responses_.clear(), write_ = {};
@@ -106,6 +120,9 @@ class Bench {
         drive();
         top.ap_clk = 0;
         top.eval();
+#if VM_TRACE
+        if (trace_) trace_->dump(clock_);
+#endif
         const bool aw = top.m_axi_gmem_awvalid && top.m_axi_gmem_awready;
         const bool w = top.m_axi_gmem_wvalid && top.m_axi_gmem_wready;
         const bool ar = top.m_axi_gmem_arvalid && top.m_axi_gmem_arready;
@@ -194,6 +211,9 @@ class Bench {
     std::mt19937_64 random_;
     VerilatedContext context_;
     std::unique_ptr<Vcsengine_top> top_;
+#if VM_TRACE
+    std::unique_ptr<VerilatedVcdC> trace_;
+#endif
     uint64_t clock_ = 0;
     std::deque<Burst> reads_, responses_;  // of a response, beats is its code
     Burst write_{};
@@ -208,6 +228,9 @@ Bench* bench_new(uint8_t* memory, uint64_t bytes, unsigned stall_percent, uint64
     return new Bench(memory, bytes, stall_percent, seed);
 }
 void bench_delete(Bench* bench) { delete bench; }
+#if VM_TRACE
+void bench_trace(Bench* bench, const char* path, int levels) { bench->trace(path, levels); }
+#endif
 void bench_reset(Bench* bench) { bench->reset(); }
 void bench_step(Bench* bench, uint64_t clocks) { bench->step(clocks); }
 void bench_write(Bench* bench, uint32_t offset, uint32_t value) { bench->write_register(offset, value); }

@@ -44,8 +44,12 @@ MUTANTS = [
 ]
 _TRIED = len(MUTANTS) if os.environ.get("CSENGINE_FPGA_MUTANTS") == "all" else 4
 
-#: Small, and yet with every module, columns that share a multiplier, and lanes.
-LAYERS = [Spec(12, (2, 3), slots=3, dtype="int8", k=3, pool="before"), Spec(310, slots=5, k=9), Spec(7, dtype=None)]
+#: Small, and yet with every module, columns that share a multiplier, lanes, and results that hide no small error.
+LAYERS = [
+    Spec(12, (2, 3), slots=3, dtype="int8", k=3, pool="before"),
+    Spec(310, slots=5, k=9),
+    Spec(14, slots=2, block=(1, 2), dtype=None),
+]
 CYCLES = 700
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from pathlib import Path
+from typing import Any
 
 import echo
 import numpy as np
 import pytest
+import spoken
+from numpy.typing import NDArray
 
 from csengine import Engine, reference
 from csengine.cli import shipped
 from csengine.cli.samples import random_samples, read_recording
 from csengine.fpga.device import EmulatedDevice
 
+Array = NDArray[Any]
 log = logging.getLogger(__name__)
 
 _missing = echo.missing()
@@ -22,18 +27,24 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("csengine.fpga.plan") is None, reason="there are no pipelines yet"),
     pytest.mark.skipif(bool(_missing), reason=f"no emulated FPGA: {_missing}"),
 ]
-#: Random samples besides the recordings; `make fpga-samples` takes 200.
-_SAMPLES = int(os.environ.get("CSENGINE_FPGA_SAMPLES", "4"))
+#: Held-out words besides the recordings; `make fpga-samples` takes 200.
+_WORDS = int(os.environ.get("CSENGINE_FPGA_SAMPLES", "4"))
 
 
 @pytest.mark.parametrize("name", ["kws", "kws_paper"])
-def test_recordings_and_random_samples_equal_the_reference(name: str) -> None:
+def test_recordings_and_held_out_words_equal_the_reference(name: str, tmp_path: Path) -> None:
     model = shipped.load_model(name).model
     engine = Engine(model, backend="fpga", emulate=True)
-    recordings = [read_recording(recording.file, model, engine.input_shape) for recording in shipped.recordings()]
-    x = np.concatenate([*recordings, random_samples(engine, _SAMPLES, seed=1)])
+    files = [recording.file for recording in shipped.recordings()]
+    files += spoken.held_out(_WORDS, tmp_path) if spoken.available() else []
+    x = np.concatenate([*(read_recording(file, model, engine.input_shape) for file in files), *_noise(engine)])
     expected = reference.run(model.graph, x.transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(engine.run(x), expected)
     (cycles,) = (row.cycles for row in engine.plan() if row.cycles)
     log.info("%s: %.1f cycles per word, %d words in chunks of 16", name, cycles, len(x))
     assert isinstance(engine._program._device, EmulatedDevice)  # type: ignore[attr-defined]
+
+
+def _noise(engine: Engine) -> list[Array]:
+    """Values over the whole range, which words do not have."""
+    return [random_samples(engine, 4, seed=1)]

@@ -43,7 +43,7 @@ def run_verilator(arguments: Sequence[str], place: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def compile_top(top: str, place: Path, sources: Sequence[Path] = (), lint: bool = True) -> Path:
+def compile_top(top: str, place: Path, sources: Sequence[Path] = (), lint: bool = True, traced: bool = False) -> Path:
     """Verilate a `csengine_top` with the bench; the shared object. lint: every warning is an error."""
     (place / "csengine_top.sv").write_text(top)
     files = [RTL / "lint.vlt", *(sources or generate.sources()), place / "csengine_top.sv", HERE / "bench.cpp"]
@@ -66,7 +66,7 @@ def compile_top(top: str, place: Path, sources: Sequence[Path] = (), lint: bool 
         *("-CFLAGS", "-std=c++17 -fPIC", "-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0 CFG_CXXFLAGS_PCH_I=-include"),
         *("-MAKEFLAGS", f"PYTHON3={sys.executable}", "-MAKEFLAGS", f"'CXX={cxx}'", "--Mdir", "obj"),
     ]
-    run_verilator([*options, *map(str, files)], place)
+    run_verilator([*options, *(["--trace-vcd"] if traced else []), *map(str, files)], place)
     return place / "obj" / "bench.so"
 
 
@@ -95,6 +95,10 @@ class Bench:
 
     def close(self) -> None:
         self._library.bench_delete(self._bench)
+
+    def trace(self, path: Path, levels: int) -> None:
+        """Record signals down to so many levels from now on; needs a library that is `traced`."""
+        self._library.bench_trace(self._bench, str(path).encode(), levels)
 
     def write(self, offset: int, value: int, words: int = 1) -> None:
         for i in range(words):

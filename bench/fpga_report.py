@@ -1,0 +1,325 @@
+"""Tables and pictures of docs/fpga.md, from what `bench/fpga.py` recorded; `report.py` puts them into the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pictures
+
+from csengine.cli.output import markdown
+from csengine.fpga.devices import DEVICES, Resources
+
+Record = Mapping[str, Any]
+CLOCKS_MHZ = (200, 250)
+NAMES = {"lut": "LUT", "ff": "FF", "dsp": "DSP", "bram": "block RAM", "uram": "URAM"}
+#: Words per second in the paper: one network on a U250, all that fit on it (4, 24, 20 networks), and on a ZU3EG.
+PAPER = {
+    "dense": (3_049, 12_195, 0),
+    "sparse-dense": (35_714, 689_655, 21_053),
+    "sparse-sparse": (102_564, 1_369_863, 45_455),
+}
+MODES = tuple(PAPER)
+ACCENT = "#c2455d"
+
+
+def sections(results: Path, images: Path) -> dict[str, str]:
+    """The Markdown of every section whose results are there; draws the pictures as well."""
+    found = {}
+    for what in ("clocks", "resources", "kernels", "words", "mutants", "waves"):
+        path = results / f"fpga-{what}.json"
+        found[what] = json.loads(path.read_text()) if path.is_file() else {}
+    made = {}
+    if all(mode in found["clocks"] for mode in MODES):
+        made["fpga-clocks"] = f"{clocks_table(found['clocks'])}\n\n{three_ways(found['clocks'])}"
+        pipeline_picture(found["clocks"]["sparse-sparse"], images / "fpga-pipeline.png")
+        made["fpga-pipeline"] = "![The pipeline of the keyword-spotting network](images/fpga-pipeline.png)"
+    if found["resources"]:
+        resources_picture(found["resources"]["sparse-sparse"], images / "fpga-resources.png")
+        made["fpga-resources"] = resources_section(found["resources"])
+        made["fpga-devices"] = devices_table(found["resources"], found["clocks"])
+    if found["kernels"]:
+        kernels_picture(found["kernels"], images / "fpga-kernels.png")
+        made["fpga-kernels"] = (
+            f"![Resources against sparsity](images/fpga-kernels.png)\n\n{kernels_table(found['kernels'])}"
+        )
+    if found["words"]:
+        made["fpga-words"] = words_text(found["words"])
+    if found["mutants"]:
+        made["fpga-mutants"] = mutants_table(found["mutants"]["all"]["rows"])
+    if found["waves"]:
+        waves_picture(found["waves"]["all"], images / "fpga-waves.png")
+        made["fpga-waves"] = "![Stages and buses while four words run](images/fpga-waves.png)"
+    return made
+
+
+# --- the keyword-spotting network ------------------------------------------------------------------------------------
+
+
+def clocks_table(clocks: Mapping[str, Record]) -> str:
+    header = ["pipeline", "model", ">products per clock", ">multipliers", ">clocks per word", ">predicted"]
+    header += [">latency, clocks", *(f">words/s at an assumed {mhz} MHz" for mhz in CLOCKS_MHZ), ">the paper's, U250"]
+    rows = []
+    for name, it in clocks.items():
+        speeds = [f"{1e6 * mhz / it['clocks_per_word']:,.0f}" for mhz in CLOCKS_MHZ]
+        counts = [f"{it['products']:,}", f"{it['multipliers']:,}", f"{it['clocks_per_word']:,.1f}"]
+        counts += [f"{it['predicted']:,}", f"{it['latency']:,}", *speeds, f"{PAPER[it['mode']][0]:,}"]
+        rows.append([name, f"`{it['model']}`", *counts])
+    return markdown(header, rows)
+
+
+def three_ways(clocks: Mapping[str, Record]) -> str:
+    """What the two sparsities gain at equal multipliers, and where the gain comes from."""
+    dense, half, ours = (clocks[mode] for mode in MODES)
+    ratio = dense["clocks_per_word"] / ours["clocks_per_word"]
+    by_layer = {
+        mode: {layer["name"]: layer["products"] * layer["cycles"] for layer in clocks[mode]["layers"]} for mode in MODES
+    }
+    rows = []
+    for name, work in by_layer["dense"].items():
+        both = [by_layer[mode][name] for mode in MODES[1:]]
+        rows.append([name, f"{work:,}", *(f"{w:,}" for w in both), *(f"{work / w:.1f}×" for w in both)])
+    totals = [sum(by_layer[mode].values()) for mode in MODES]
+    rows.append(["together", *(f"{n:,}" for n in totals), *(f"{totals[0] / n:.1f}×" for n in totals[1:])])
+    twice = [name for name in by_layer["dense"] if name != ours["layers"][0]["name"]]
+    without = [sum(by_layer[mode][name] for name in twice) for mode in MODES]
+    header = ["layer", *(f">{mode}" for mode in MODES), ">sparse-dense gains", ">sparse-sparse gains"]
+    return (
+        f"**At equal multipliers** ({dense['products']}, {half['products']} and {ours['products']} 8-bit products per "
+        f"clock) the dense pipeline takes {ratio:.1f} times as many clocks as the sparse-sparse one, and "
+        f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. What bounds "
+        "the ratio is the first layer, whose input is dense and whose weights are half there. Lanes × columns × clocks "
+        f"of every layer, idle ones included:\n\n{markdown(header, rows)}\n\nThe layers whose input is sparse, too "
+        f"({', '.join(twice)}), need {without[0] / without[2]:.0f} times fewer multipliers and clocks in product."
+    )
+
+
+def resources_section(resources: Mapping[str, Record]) -> str:
+    names = list(NAMES)
+    whole = [[name, *_counts(it["total"])] for name, it in resources.items()]
+    header = ["pipeline", *(f">{NAMES[it]}" for it in names)]
+    default = resources["sparse-sparse"]
+    modules = [[f"`{name}`", *_counts(it)] for name, it in _modules(default["modules"]).items()]
+    return (
+        f"{markdown(header, whole)}\n\nThe modules of the default pipeline, each with what is below it:\n\n"
+        f"![Resources by module](images/fpga-resources.png)\n\n{markdown(['module', *header[1:]], modules)}"
+    )
+
+
+def _counts(resources: Record) -> list[str]:
+    return [f"{resources[name]:,g}" for name in NAMES]
+
+
+def _modules(modules: Mapping[str, Record]) -> dict[str, Record]:
+    """The instances of the top: what is worth a line."""
+    found = {}
+    for path, it in modules.items():
+        module, _, place = path.partition("$csengine_top.")
+        if place and "." not in place:
+            found[f"{place.removeprefix('u_')} ({module.rstrip('$')})"] = it
+    return found or dict(modules)
+
+
+def devices_table(resources: Mapping[str, Record], clocks: Mapping[str, Record]) -> str:
+    header = ["pipeline", "device", ">fit", "limited by", *(f">words/s, {mhz} MHz assumed" for mhz in CLOCKS_MHZ)]
+    rows = []
+    for name, it in resources.items():
+        need = Resources(**it["total"])
+        for place, (key, device) in enumerate(DEVICES.items()):
+            fit = device.resources.fits(need)
+            speeds = [f"{fit * 1e6 * mhz / clocks[name]['clocks_per_word']:,.0f}" for mhz in CLOCKS_MHZ]
+            papers = PAPER[it["mode"]][1 + place]
+            paper = f"{papers:,}" if papers else "does not fit"
+            share = f"{NAMES[device.resources.scarcest(need)]}, {device.resources.share(need):.1%} each"
+            rows.append([name, key, str(fit), share.replace("%", " %"), *speeds, paper])
+    sources = "; ".join(f"{device.name}: {device.source}" for device in DEVICES.values())
+    return f"{markdown([*header, '>the paper, full chip'], rows)}\n\nCounts of the devices: {sources}."
+
+
+# --- single layers ---------------------------------------------------------------------------------------------------
+
+
+def kernels_table(kernels: Mapping[str, Record]) -> str:
+    header = [
+        "kernel",
+        "unit",
+        ">non-zeros per kernel",
+        ">active inputs",
+        ">clocks per position",
+        ">products per clock",
+    ]
+    header += [">DSP", ">LUT", ">FF", ">weights, kbit", ">dense DSP ÷", ">dense LUT ÷"]
+    rows = []
+    for name, it in kernels.items():
+        dense = next(unit for unit in it["units"] if unit["mode"] == "dense")["resources"]
+        for unit in sorted(it["units"], key=_order):
+            own = unit["resources"]
+            gains = [f"{dense[what] / own[what]:.1f}" if own[what] else "–" for what in ("dsp", "lut")]
+            counts = [str(unit[what]) for what in ("nonzeros", "winners", "clocks", "products")]
+            sizes = [f"{own['dsp']:,g}", f"{own['lut']:,g}", f"{own['ff']:,g}", f"{unit['weight_bits'] / 1000:,.0f}"]
+            rows.append([name, unit["mode"], *counts, *sizes, *gains])
+    return markdown(header, rows)
+
+
+def _order(unit: Record) -> tuple[int, int, int]:
+    return MODES.index(unit["mode"]), -unit["nonzeros"], -unit["winners"]
+
+
+def kernels_picture(kernels: Mapping[str, Record], path: Path) -> None:
+    """Multipliers and logic of every unit against the products that must be made, both relative to the dense unit."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    markers = dict(zip(kernels, ("o", "s", "^", "D"), strict=False))
+    for axes, (what, title) in zip(panels, (("products", "8-bit products per clock"), ("lut", "LUT")), strict=True):
+        for name, it in kernels.items():
+            dense = next(unit for unit in it["units"] if unit["mode"] == "dense")
+            for mode in MODES:
+                units = [unit for unit in it["units"] if unit["mode"] == mode]
+                x = [_needed(unit) / _needed(dense) for unit in units]
+                y = [_amount(unit, what) / _amount(dense, what) for unit in units]
+                axes.scatter(x, y, 34, marker=markers[name], color=pictures.MODES[mode], alpha=0.85)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        low = axes.get_xlim()[0]
+        axes.plot([low, 1], [low, 1], "--", color=pictures.GREY, zorder=0)
+        axes.set_xlabel("non-zero weights × active inputs, relative to dense (log scale)")
+        axes.set_ylabel("relative to the dense unit of equal throughput")
+        pictures.titled(axes, title)
+    handles = [plt.Line2D([], [], marker=m, linestyle="", color="#555555", label=name) for name, m in markers.items()]
+    handles += [plt.Line2D([], [], marker="o", linestyle="", color=pictures.MODES[m], label=m) for m in MODES]
+    handles += [plt.Line2D([], [], linestyle="--", color=pictures.GREY, label="proportional")]
+    panels[1].legend(handles=handles, frameon=False, fontsize=9, loc="lower right")
+    pictures.save(figure, path)
+
+
+def _needed(unit: Record) -> float:
+    return float(unit["nonzeros"] * unit["winners"])
+
+
+def _amount(unit: Record, what: str) -> float:
+    return float(unit[what] if what == "products" else unit["resources"][what])
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def words_text(words: Mapping[str, Record]) -> str:
+    rows = [
+        [f"`{name}`", str(it["recordings"]), str(it["held_out"]), f"{it['cycles']:,.1f}", f"{it['seconds']:.0f}"]
+        for name, it in words.items()
+    ]
+    header = ["model", ">recordings", ">held-out words", ">clocks per word, chunks of 16", ">seconds, emulated"]
+    return f"{markdown(header, rows)}\n\nEvery result has the reference's bits; otherwise nothing is recorded."
+
+
+def mutants_table(rows: Sequence[Record]) -> str:
+    caught = sum(row["caught"] for row in rows)
+    lines = [
+        [row["module"], f"`{row['line']}`", f"`{row['mutant']}`", "yes" if row["caught"] else "no"] for row in rows
+    ]
+    return f"{caught} of {len(rows)} are noticed.\n\n{markdown(['module', 'line', 'mutant', 'noticed'], lines)}"
+
+
+# --- pictures of a pipeline ------------------------------------------------------------------------------------------
+
+
+def pipeline_picture(record: Record, path: Path) -> None:
+    """Boxes in a row, below each its clocks per word."""
+    layers = {layer["name"]: layer for layer in record["layers"]}
+    stages, slowest = record["stages"], max(record["stages"].values())
+    figure, axes = plt.subplots(figsize=(12, 3.9), layout="constrained")
+    for place, (name, cycles) in enumerate(stages.items()):
+        colour = ACCENT if name == record["bottleneck"] else pictures.COLOURS[pictures.OWN]
+        axes.add_patch(plt.Rectangle((place - 0.4, 0), 0.8, 1, facecolor="white", edgecolor=colour, linewidth=2))
+        axes.text(place, 0.85, name, ha="center", va="center", weight="bold", color=colour)
+        axes.text(place, 0.4, _description(layers.get(name), name), ha="center", va="center", fontsize=9)
+        axes.add_patch(plt.Rectangle((place - 0.4, -0.22), 0.8 * cycles / slowest, 0.14, color=colour))
+        note = f"{cycles:,} clocks" + (", sets the pace" if name == record["bottleneck"] else "")
+        axes.text(place - 0.4, -0.32, note, fontsize=9, va="top", color=colour)
+        if place:
+            axes.annotate("", (place - 0.4, 0.5), (place - 0.6, 0.5), arrowprops={"arrowstyle": "->"})
+    axes.set_xlim(-0.5, len(stages) - 0.5)
+    axes.set_ylim(-0.5, 1.15)
+    axes.axis("off")
+    pictures.titled(axes, f"{record['predicted']:,} clocks per word, {record['products']} products per clock")
+    pictures.save(figure, path)
+
+
+def _description(layer: Record | None, name: str) -> str:
+    if layer is None:
+        return "8 bytes per clock\nfrom memory" if name == "input" else "histogram\n1 value per clock"
+    passes = f"{layer['passes']} passes" if layer["passes"] > 1 else "1 pass"
+    return (
+        f"{layer['lanes']} lanes × {layer['outputs']} columns\nS = {layer['slots']}, {passes}\n"
+        f"weights {layer['weight_bits'] / 8000:,.1f} kB"
+    )
+
+
+def resources_picture(record: Record, path: Path) -> None:
+    """Shares of the pipeline's instances."""
+    modules = _modules(record["modules"])
+    shown = sorted(modules, key=lambda name: -modules[name]["lut"])[:10]
+    figure, panels = plt.subplots(1, 3, figsize=(12, 0.34 * len(shown) + 1.2), layout="constrained", sharey=True)
+    for axes, what in zip(panels, ("lut", "ff", "dsp"), strict=True):
+        values = [modules[name][what] for name in shown]
+        axes.barh(range(len(shown)), values, color=pictures.COLOURS[pictures.OWN])
+        for place, value in enumerate(values):
+            axes.text(value, place, f" {value:,.0f}", va="center", fontsize=9)
+        axes.margins(x=0.22)
+        pictures.titled(axes, NAMES[what])
+    panels[0].set_yticks(range(len(shown)), shown, fontsize=9)
+    panels[0].invert_yaxis()
+    pictures.save(figure, path)
+
+
+def waves_picture(record: Record, path: Path) -> None:
+    """When stages and buses work, and one burst of the bus clock by clock."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(12, 7), layout="constrained", height_ratios=(3, 4))
+    changes = record["changes"]
+    start = min(clock for name in ("arvalid", "input") for clock, value in changes[name] if value)
+    stages = [name for name in changes if not name.startswith(("ar", "aw", "r", "w", "b"))]
+    for place, name in enumerate(stages):
+        spans = _spans(changes[name], gap=64)
+        for word, (begin, end) in enumerate(spans):
+            colour = (pictures.SHADES[0], pictures.SHADES[2])[word % 2]
+            above.barh(place, end - begin, left=begin - start, color=colour, height=0.7)
+    above.set_yticks(range(len(stages)), stages)
+    above.invert_yaxis()
+    above.set_xlabel("clocks since the start")
+    pictures.titled(above, f"{record['words']} words in {record['clocks']:,} clocks: every stage works on another word")
+    first = min(clock for clock, value in changes["arvalid"] if value)
+    for place, name in enumerate(("arvalid", "arready", "rvalid", "rready", "rlast")):
+        clocks, values = _steps(changes[name], first - 2, first + 110)
+        below.step(clocks, [0.7 * v - place for v in values], where="post", color=pictures.COLOURS[pictures.OWN])
+    below.set_yticks([0.3 - i for i in range(5)], ["arvalid", "arready", "rvalid", "rready", "rlast"])
+    below.set_xlabel("clocks since the first address")
+    pictures.titled(below, "The first reads on m_axi_gmem: bursts that follow each other without a gap")
+    pictures.save(figure, path)
+
+
+def _spans(changes: Iterable[Sequence[int]], gap: int) -> list[tuple[int, int]]:
+    """(begin, end) of the times a signal is 1; times closer than a gap count as one."""
+    spans: list[tuple[int, int]] = []
+    begin = None
+    for clock, value in changes:
+        if value and begin is None:
+            begin = clock
+        elif not value and begin is not None:
+            if spans and begin - spans[-1][1] < gap:
+                spans[-1] = (spans[-1][0], clock)
+            else:
+                spans.append((begin, clock))
+            begin = None
+    return spans
+
+
+def _steps(changes: Sequence[Sequence[int]], begin: int, end: int) -> tuple[list[int], list[int]]:
+    value = next((v for clock, v in reversed(changes) if clock <= begin), 0)
+    clocks, values = [0], [value]
+    for clock, new in changes:
+        if begin < clock <= end:
+            clocks.append(clock - begin)
+            values.append(new)
+    return [*clocks, end - begin], [*values, values[-1]]

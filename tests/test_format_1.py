@@ -1,0 +1,85 @@
+"""Files of format version 1.0, stored when it was frozen: they stay readable, and compute what they did.
+
+`data/make_format_1.py` made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from graphs import assert_matches
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from csengine import Engine, container
+from csengine.graph import OPERATIONS, Conv2d, Graph, Linear
+from csengine.packing import PackedMatrix
+
+DATA = Path(__file__).parent / "data" / "format-1"
+#: Name and the first digits of the file's SHA-256: stored files never change.
+STORED = {
+    "residual": "1c64a9708544c334",
+    "branches": "7f6e6ffaca1f11c7",
+    "pools": "26dc9fa9e2db0c60",
+    "float": "0a455b0b84832017",
+    "float-winners": "8dbedaf51a99eb64",
+    "pipeline": "f68454c744fd483e",
+}
+#: Operations of version 1.0.
+FROZEN = (
+    *("input", "conv2d", "linear", "affine", "relu", "clip", "kwta"),
+    *("max_pool", "average_pool", "add", "concat", "reshape", "dequantize", "softmax"),
+)
+
+
+def _graphs() -> dict[str, Graph]:
+    return {name: container.load(DATA / f"{name}.safetensors").graph for name in STORED}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_files_are_those_that_were_frozen(name: str) -> None:
+    content = (DATA / f"{name}.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == STORED[name]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp", "numba"])
+@pytest.mark.parametrize("name", STORED)
+def test_stored_files_compute_what_they_did(name: str, backend: str) -> None:
+    model = container.load(DATA / f"{name}.safetensors")
+    stored = load_file(DATA / f"{name}.results.safetensors")
+    engine = Engine(model, backend=backend)
+    x, is_image = stored["x"], len(model.graph.input.shape) == 3
+    got = engine.run(x.transpose(0, 3, 1, 2) if is_image and model.graph.layout == "NCHW" else x)
+    if model.graph.layout == "NCHW" and got.ndim == 4:
+        got = got.transpose(0, 2, 3, 1)
+    assert_matches(model.graph, model.graph.output.name, got, stored["y"])
+
+
+def test_stored_files_hold_all_that_version_1_has() -> None:
+    graphs = _graphs().values()
+    nodes = [node for graph in graphs for node in graph.nodes]
+    assert {OPERATIONS[name] for name in FROZEN} == {type(node) for node in nodes}
+    assert {graph.layout for graph in graphs} == {"NHWC", "NCHW"}
+    weights = [node.weight for node in nodes if isinstance(node, Conv2d | Linear)]
+    assert {(isinstance(w, PackedMatrix), w.dtype.name) for w in weights} >= {
+        (True, "int8"),
+        (True, "float32"),
+        (False, "int8"),
+        (False, "float32"),
+    }
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_written_now_is_the_same_file(name: str, tmp_path: Path) -> None:
+    """As long as the writer's minor version is 0: nothing in a file of 1.0 is written in another way."""
+    path = tmp_path / "again.safetensors"
+    container.save(container.load(DATA / f"{name}.safetensors"), path)
+    assert path.read_bytes() == (DATA / f"{name}.safetensors").read_bytes()
+
+
+def test_the_shipped_models_are_of_this_version() -> None:
+    for path in sorted((Path(container.__file__).parent / "models").glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            assert f'"version":{list(container.VERSION)}'.replace(" ", "") in file.metadata()["csengine"], path
