@@ -32,6 +32,8 @@ from csengine.cli import shipped
 from csengine.cli.output import json_text
 from csengine.cli.samples import read_recording
 from csengine.fpga import cache, generate, image, shape, synthesis
+from csengine.fpga.devices import DEVICES
+from csengine.fpga.estimate import estimate
 from csengine.fpga.plan import Layer, Mode, Plan, cheapest_layer, plan
 from csengine.graph import Graph
 
@@ -60,7 +62,7 @@ class Pipeline:
 
     model: str
     mode: Mode = "sparse-sparse"
-    cycles: int | None = None
+    device: str | None = None
     matches_products: bool = False
     """As many 8-bit products per clock as the default pipeline makes, at most."""
 
@@ -70,14 +72,16 @@ class Pipeline:
 
     def plan(self) -> Plan:
         products = plan(self.graph).products if self.matches_products else None
-        return plan(self.graph, self.cycles, self.mode, products)
+        board = DEVICES[self.device].resources if self.device else None
+        fits = None if board is None else lambda made: board.fits(estimate(made)) > 0
+        return plan(self.graph, None, self.mode, products, fits)
 
 
 PIPELINES = {
     "sparse-sparse": Pipeline("kws_paper"),
     "sparse-dense": Pipeline("kws_paper", "sparse-dense", matches_products=True),
     "dense": Pipeline("kws_paper", "dense", matches_products=True),
-    "sparse-sparse, 2,400 clocks": Pipeline("kws_paper", cycles=2400),
+    "sparse-sparse, ZU3EG": Pipeline("kws_paper", device="ZU3EG"),
     "sparse-sparse, blocks": Pipeline("kws"),
 }
 

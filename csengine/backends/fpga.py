@@ -8,7 +8,6 @@ opened anew by the next call.
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 import time
@@ -24,16 +23,16 @@ from numpy.typing import NDArray
 from csengine import reference
 from csengine.backends import KernelChoice, Mode, require_finite
 from csengine.errors import BackendUnavailableError, DeviceError
-from csengine.fpga import build, xclbin
+from csengine.fpga import build, generate, image, plan, shape, xclbin
 from csengine.fpga.build import Hardware
 from csengine.fpga.device import Bytes, Device, EmulatedDevice, Settings, open_card
+from csengine.fpga.plan import Plan
 from csengine.graph import OPERATION_NAMES, Graph
 
 Array: TypeAlias = NDArray[Any]
 #: Devices by index or BDF; None takes all that XRT reports.
 DeviceNames: TypeAlias = int | str | Sequence[int | str] | None
 
-_MODULES = ("plan", "shape", "image", "generate")
 #: Samples of one run of an emulated unit, few enough to end in time, and seconds that it may take.
 _EMULATED_CHUNK, _EMULATED_TIMEOUT = 16, 120.0
 _SELF_TEST_SEED = 20
@@ -74,7 +73,9 @@ def compile(
             "backend 'fpga' needs a card's xclbin (xclbin=, or CSENGINE_FPGA_XCLBIN; `csengine fpga build --target hw` "
             "writes the project that makes it), or emulate=True (or CSENGINE_FPGA_EMULATE=1)"
         )
-    return open_program(graph, pipeline_for(graph), emulate, None if path is None else Path(path), names)
+    found = None if path is None else Path(path)
+    built = None if found is None else _plan_in(found, graph)
+    return open_program(graph, pipeline_for(graph, built), emulate, found, names)
 
 
 def open_program(
@@ -91,28 +92,27 @@ def open_program(
     return FpgaProgram(graph, pipeline, lambda: EmulatedDevice(slow), "xrt-emulation")
 
 
-def pipeline_for(graph: Graph) -> Pipeline:
-    """Plan, hardware and parameters of a network. Raises UnsupportedModelError where no pipeline can hold it."""
-    try:
-        plan, shape, image, generate = (importlib.import_module(f"csengine.fpga.{name}") for name in _MODULES)
-    except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            f"this version has no generator of FPGA pipelines ({error}); use backend='cpp', 'numba' or 'reference'"
-        ) from error
-    planned = plan.plan(graph)
-    description = planned.to_json()
+def pipeline_for(graph: Graph, planned: Plan | None = None) -> Pipeline:
+    """Hardware and parameters of a network. planned: made for it with some budget; by default without any.
+
+    Raises UnsupportedModelError where no pipeline can hold the network.
+    """
+    own = planned or plan.plan(graph)
 
     def difference(other: Mapping[str, Any]) -> str:
-        text: str = shape.difference(planned, plan.Plan.from_json(other["plan"]))
-        return text
+        return shape.difference(own, Plan.from_json(other["plan"]))
 
-    hardware = Hardware(
-        generate.top(planned),
-        tuple(Path(source) for source in generate.sources()),
-        shape.fingerprint(planned),
-        {"plan": description},
-    )
-    return Pipeline(hardware, image.build(graph, planned), planned.output_name, difference)
+    hardware = Hardware(generate.top(own), tuple(generate.sources()), shape.fingerprint(own), {"plan": own.to_json()})
+    return Pipeline(hardware, image.build(graph, own), own.output_name, difference)
+
+
+def _plan_in(path: Path, graph: Graph) -> Plan | None:
+    """The plan that an xclbin was built from, if it tells and can hold the network."""
+    described = xclbin.read(path).shape
+    if described is None or "plan" not in described:
+        return None
+    built = Plan.from_json(described["plan"])
+    return built if plan.holds(built, graph) else None
 
 
 def _device_names(device: DeviceNames) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ _TARGETS = ("emulation", "hw")
 _BUILD_EXAMPLES = """\
   csengine fpga build kws                            the emulated device, kept for every model of this shape
   csengine fpga build kws -o kws.xclbin --units 2    the same with two compute units, as a file
+  csengine fpga build kws --device ZU3EG -o small.xclbin   a pipeline that fits this device
   csengine fpga build kws --target hw -o project     a project for AMD's Vitis, which makes a card's xclbin
 
 A build is for a shape: layers, sizes, packing. Parameters are loaded at run time.
@@ -31,7 +32,7 @@ def register(commands: options.Commands) -> None:
 def _register_build(steps: options.Commands) -> None:
     text = "build an emulated device, or write the Vitis project of a card's xclbin"
     parser = options.add_command(steps, "build", text, _BUILD_EXAMPLES, build)
-    options.add_model(parser)
+    pipeline.add_budget(parser)
     parser.add_argument("--target", choices=_TARGETS, default="emulation", help="what to build (default: emulation)")
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="file of the xclbin (emulation), directory of the project"
@@ -48,7 +49,7 @@ def build(arguments: argparse.Namespace) -> int:
     packed = shipped.load_model(arguments.model)
     if arguments.target == "hw" and arguments.output is None:
         raise ValueError("--target hw writes a project; give its new directory with -o")
-    hardware = pipeline_for(packed.model.graph).hardware
+    hardware = pipeline_for(packed.model.graph, pipeline.planned(arguments)).hardware
     if arguments.target == "hw":
         made = Path(arguments.output)
         builds.write_project(hardware, made, arguments.units)

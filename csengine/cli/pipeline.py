@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
@@ -18,6 +19,7 @@ _CLOCKS_MHZ = (200, 250)
 _PLAN_EXAMPLES = """\
   csengine fpga plan kws                        the default pipeline: lanes, passes, clocks, the bottleneck
   csengine fpga plan kws --cycles 2400          the smallest that takes at most 2,400 clocks per sample
+  csengine fpga plan kws --device ZU3EG         the fastest that this device can hold, by estimate
   csengine fpga plan kws --mode dense --products 506   the fastest dense one with as many products per clock
 """
 _SYNTH_EXAMPLES = """\
@@ -28,25 +30,32 @@ _SYNTH_EXAMPLES = """\
 def register(steps: options.Commands) -> None:
     """Add both to the steps of `csengine fpga`."""
     parser = options.add_command(steps, "plan", "choose a model's pipeline for a budget", _PLAN_EXAMPLES, plan)
-    _add_budget(parser)
+    add_budget(parser)
     text = "count the resources of a model's pipeline with Yosys (minutes)"
-    _add_budget(options.add_command(steps, "synth", text, _SYNTH_EXAMPLES, synth))
+    add_budget(options.add_command(steps, "synth", text, _SYNTH_EXAMPLES, synth))
 
 
-def _add_budget(parser: argparse.ArgumentParser) -> None:
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add the model and what its plan may be asked for."""
+    from csengine.fpga.devices import DEVICES
     from csengine.fpga.plan import Mode
 
     options.add_model(parser)
     budget = parser.add_mutually_exclusive_group()
     count = options.integer(1, 2**40)
     budget.add_argument("--cycles", type=count, metavar="N", help="clocks that a sample may take")
+    budget.add_argument(
+        "--device",
+        choices=tuple(DEVICES),
+        help="a device that must hold the pipeline, by estimate; the fastest such plan",
+    )
     budget.add_argument("--products", type=count, metavar="N", help="8-bit products per clock; the fastest such plan")
     parser.add_argument("--mode", choices=get_args(Mode), default="sparse-sparse", help="sparsity used")
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Run `fpga plan`."""
-    made = _planned(arguments)
+    made = planned(arguments)
     print(output.json_text(_record(made)) if arguments.json else _text(made))
     return 0
 
@@ -55,7 +64,7 @@ def synth(arguments: argparse.Namespace) -> int:
     """Run `fpga synth`."""
     from csengine.fpga import synthesis
 
-    made = _planned(arguments)
+    made = planned(arguments)
     report = synthesis.synthesize(made)
     if arguments.json:
         record = {"total": asdict(report.total), "modules": {name: asdict(r) for name, r in report.modules.items()}}
@@ -65,15 +74,25 @@ def synth(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _planned(arguments: argparse.Namespace) -> Plan:
+def planned(arguments: argparse.Namespace) -> Plan:
+    """The plan that the arguments ask for."""
     from csengine.fpga import plan as plans
 
     graph = shipped.load_model(arguments.model).model.graph
-    return plans.plan(graph, arguments.cycles, arguments.mode, arguments.products)
+    fits = None if arguments.device is None else _fits(arguments.device)
+    return plans.plan(graph, arguments.cycles, arguments.mode, arguments.products, fits)
+
+
+def _fits(device: str) -> Callable[[Plan], bool]:
+    from csengine.fpga.devices import DEVICES
+    from csengine.fpga.estimate import estimate
+
+    return lambda made: DEVICES[device].resources.fits(estimate(made)) > 0
 
 
 def _record(made: Plan) -> dict[str, object]:
     from csengine.fpga import image, shape
+    from csengine.fpga.estimate import estimate
 
     return {
         "shape": f"{shape.fingerprint(made):016x}",
@@ -84,11 +103,16 @@ def _record(made: Plan) -> dict[str, object]:
         "multipliers": made.multipliers,
         "weight_bits": made.weight_bits,
         "image_bytes": 8 * image.words(made),
+        "estimate": asdict(estimate(made)),
         "layers": [asdict(layer) for layer in made.layers],
     }
 
 
 def _text(made: Plan) -> str:
+    from csengine.fpga.devices import DEVICES
+    from csengine.fpga.estimate import estimate
+
+    needs = estimate(made)
     rows = [
         [
             layer.name,
@@ -110,6 +134,8 @@ def _text(made: Plan) -> str:
             ("samples per second", speeds),
             ("products per clock", f"{made.products:,}"),
             ("multipliers", f"{made.multipliers:,}, requantization included"),
+            ("estimated", f"{needs.lut:,.0f} LUT, {needs.ff:,.0f} FF, {needs.dsp:,} DSP, {needs.bram:,g} block RAMs"),
+            ("fit by estimate", ", ".join(f"{it.resources.fits(needs)} on {it.name}" for it in DEVICES.values())),
         ]
     )
     return "\n\n".join([facts, output.table(header, rows), _drawing(made)])

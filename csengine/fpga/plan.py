@@ -10,12 +10,12 @@ output; after a global k-WTA it reads k positions, each with the index of a winn
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from math import ceil, prod
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -310,7 +310,13 @@ class Plan:
 _Chain: TypeAlias = "list[tuple[_Link, list[Layer]]]"
 
 
-def plan(graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", products: int | None = None) -> Plan:
+def plan(
+    graph: Graph,
+    cycles: int | None = None,
+    mode: Mode = "sparse-sparse",
+    products: int | None = None,
+    fits: Callable[[Plan], bool] | None = None,
+) -> Plan:
     """The cheapest pipeline for a network within a budget.
 
     Args:
@@ -319,12 +325,16 @@ def plan(graph: Graph, cycles: int | None = None, mode: Mode = "sparse-sparse", 
         mode: what is used of the network's sparsity; the results are the same. "dense" multiplies every weight with
             every activation, "sparse-dense" the packed weights with every activation.
         products: instead of cycles, 8-bit products per clock that the pipeline may make; the fastest such plan.
+        fits: instead of cycles, whether a device can hold a plan; the fastest that it says yes to. Plans that take
+            more clocks must need no more of the device.
 
     Raises UnsupportedModelError where no pipeline can hold the network, or none meets the budget.
     """
     chain = [(link, list(_variants(link))) for link in _chain(graph, mode)]
     if products is not None:
-        return _fastest(graph, chain, products)
+        return _fastest(graph, chain, lambda made: made.products <= products, f"{products} products per clock")
+    if fits is not None:
+        return _fastest(graph, chain, fits, "the device")
     if cycles is not None:
         return _within(graph, chain, cycles)
     return _within(graph, chain, _reachable(graph, chain))
@@ -337,6 +347,27 @@ def cheapest_layer(graph: Graph, name: str, cycles: int, mode: Mode = "sparse-sp
     """
     links = {link.node.name: link for link in _chain(graph, mode)}
     return _cheapest(links[name], list(_variants(links[name])), cycles)
+
+
+def holds(made: Plan, graph: Graph) -> bool:
+    """Whether a plan, made with any budget, is one of the ways to build this network."""
+    for mode in get_args(Mode):
+        chain = _chain(graph, mode)
+        source, last = graph.input, chain[-1]
+        ends = (source.shape, source.dtype, last.output, last.output_type.shape, last.output_type.dtype)
+        theirs = (made.input_shape, made.input_dtype, made.output_name, made.output_shape, made.output_dtype)
+        if ends == theirs and len(chain) == len(made.layers) and all(map(_is_variant, made.layers, chain)):
+            return True
+    return False
+
+
+def _is_variant(layer: Layer, link: _Link) -> bool:
+    """Totals may be wider than these parameters need."""
+    return any(
+        variant.total_bits <= layer.total_bits
+        and _with_channels(replace(variant, total_bits=layer.total_bits), link) == layer
+        for variant in _variants(link)
+    )
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
@@ -356,12 +387,15 @@ def _reachable(graph: Graph, chain: _Chain) -> int:
             return cycles
 
 
-def _fastest(graph: Graph, chain: _Chain, products: int) -> Plan:
-    """The plan of fewest cycles that makes at most so many products per clock, by bisection."""
+def _fastest(graph: Graph, chain: _Chain, fits: Callable[[Plan], bool], budget: str) -> Plan:
+    """The plan of fewest cycles within a budget other than cycles, by bisection."""
     too_few, enough = 0, 2**40
     found = _within(graph, chain, enough)
-    if found.products > products:
-        raise UnsupportedModelError(f"the network needs at least {found.products} products per clock; got {products}")
+    if not fits(found):
+        raise UnsupportedModelError(
+            f"the smallest pipeline makes {found.products} products per clock and holds {found.weight_bits} bits of "
+            f"weights; that is too much for {budget}"
+        )
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         try:
@@ -369,10 +403,10 @@ def _fastest(graph: Graph, chain: _Chain, products: int) -> Plan:
         except UnsupportedModelError:
             too_few = middle
             continue
-        if candidate.products > products:
-            too_few = middle
-        else:
+        if fits(candidate):
             found, enough = candidate, candidate.cycles
+        else:
+            too_few = middle
     return found
 
 

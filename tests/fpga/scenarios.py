@@ -20,13 +20,15 @@ from typing import Any
 
 import echo
 import numpy as np
+from networks import Spec, network
+from safetensors.numpy import load_file
 
 from csengine import DeviceError, Engine, container, reference
 from csengine.backends import fpga
 from csengine.backends.fpga import FpgaProgram, open_program
-from csengine.cli import main
+from csengine.cli import main, pipeline
 from csengine.container import Model
-from csengine.fpga import build, device, emulation, xclbin
+from csengine.fpga import build, device, emulation, plan, xclbin
 
 #: A batch that keeps the emulated device busy for several seconds.
 SLOW = {"stall": 40_000}
@@ -144,9 +146,25 @@ def parameters_are_loaded_without_a_build() -> None:
     check(opened)
 
 
+def a_stored_model_with_a_budget_of_its_own() -> None:
+    """A file of format 1 on the pipeline that its xclbin describes, and one of another shape, which is refused."""
+    stored = Path(__file__).parents[1] / "data" / "format-1"
+    model, built = str(stored / "pipeline.safetensors"), str(Path(os.environ["SCRATCH"], "small.xclbin"))
+    assert main(["fpga", "build", model, "--cycles", "200", "-o", built]) == 0
+    assert plan.plan(container.load(model).graph).cycles != 200
+    engine = Engine.load(model, backend="fpga", emulate=True, xclbin=built)
+    results = load_file(stored / "pipeline.results.safetensors")
+    x = results["x"].transpose(0, 3, 1, 2) if engine.input_shape[0] == 1 else results["x"]
+    np.testing.assert_array_equal(engine.run(x), results["y"])
+    layers = [Spec(6, (2, 2), slots=2, k=3), Spec(3, dtype=None)]
+    with raises(DeviceError, "of another shape: layer0.winners is 2 instead of 3", "csengine fpga build"):
+        Engine(Model(network((5, 4, 1), "uint8", layers)), backend="fpga", emulate=True, xclbin=built)
+
+
 def engine_and_command_line() -> None:
     """The way of users, with the small kernel in place of the model's pipeline."""
-    fpga.pipeline_for = lambda graph: echo.pipeline()
+    fpga.pipeline_for = lambda graph, planned=None: echo.pipeline()
+    pipeline.planned = lambda arguments: None  # type: ignore[assignment,return-value]
     path = Path(os.environ["SCRATCH"])
     container.save(Model(echo.graph()), path / "m.safetensors")
     x = echo.samples(5)

@@ -29,7 +29,8 @@ MUTANTS = [
     ("cs_requantize", "(near_q + 11'sd1) >>> 1", "near_q >>> 1"),
     ("cs_multiply", "both_q[33:18] + 16'(both_q[17])", "both_q[33:18]"),
     ("cs_engine", "kid_q2    <= kid_q;", "for (int t = 0; t < Sets; t++) kid_q2[t] <= row_q[t][KidBits-1:0];"),
-    ("cs_accumulator", "accumulates ? old[h] + Bits'($signed(product_i)) : '0", "old[h] + Bits'($signed(product_i))"),
+    ("cs_accumulator", "total[address] <= accumulates ? sum : '0", "total[address] <= sum"),
+    ("cs_accumulator", "Bits'($signed(product_i))", "Bits'(product_i)"),
     ("cs_kwta_local", "sure_q & (sure_q - 1'b1)", "sure_q & (sure_q - 2'd2)"),
     ("cs_max_pool", "position_q == '0 || ", ""),
     ("cs_sequencer", "if (x_end) y_q <= y_q + 1'b1;", "if (x_end) y_q <= y_q + 2'd2;"),
@@ -48,13 +49,14 @@ _TRIED = len(MUTANTS) if os.environ.get("CSENGINE_FPGA_MUTANTS") == "all" else 4
 LAYERS = [
     Spec(12, (2, 3), slots=3, dtype="int8", k=3, pool="before"),
     Spec(310, slots=5, k=9),
-    Spec(14, slots=2, block=(1, 2), dtype=None),
+    Spec(13, slots=2, block=(1, 2), dtype=None),
 ]
-CYCLES = 700
+#: Few enough that the global k-WTA sets the pace.
+CYCLES = 352
 
 
 def _graph() -> Graph:
-    return network((9, 10, 3), "int8", LAYERS, 3)
+    return network((9, 10, 3), "int8", LAYERS, 2)  # a seed with which nearly every channel wins at times
 
 
 def test_every_mutant_is_a_change() -> None:

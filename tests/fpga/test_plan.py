@@ -13,10 +13,12 @@ from networks import Spec, network
 from csengine import cli, container
 from csengine.errors import UnsupportedModelError
 from csengine.fpga import devices, generate, image, shape, synthesis
-from csengine.fpga.plan import Plan, plan
+from csengine.fpga.estimate import estimate
+from csengine.fpga.plan import Plan, holds, plan
 from csengine.graph import Graph, Node
 
 MODELS = Path(__file__).parents[2] / "csengine" / "models"
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 def _kws(name: str = "kws_paper") -> Graph:
@@ -113,6 +115,46 @@ def test_impossible_budgets_are_refused() -> None:
         plan(_kws(), 1000)
     with pytest.raises(UnsupportedModelError, match="products per clock"):
         plan(_kws(), products=1)
+
+
+@pytest.mark.parametrize("name", ["kws", "kws_paper"])
+def test_a_device_gets_the_fastest_plan_that_fits(name: str) -> None:
+    graph, board = _kws(name), devices.DEVICES["ZU3EG"].resources
+
+    def fits(made: Plan) -> bool:
+        return board.fits(estimate(made)) > 0
+
+    made = plan(graph, fits=fits)
+    assert fits(made)
+    assert made.cycles > plan(graph).cycles
+    assert not fits(plan(graph, made.cycles - 1))
+    with pytest.raises(UnsupportedModelError, match="too much for the device"):
+        plan(graph, mode="dense", fits=fits)
+
+
+def test_estimates_are_near_what_was_counted() -> None:
+    counted = json.loads((BENCH / "results" / "fpga-resources.json").read_text())
+    assert len(counted) >= 3
+    for record in counted.values():
+        made = plan(_kws(record["model"]), record["predicted"], record["mode"])
+        assert made.multipliers == record["multipliers"], "record again: make fpga-report"
+        needs = estimate(made)
+        for resource, share in (("lut", 0.2), ("ff", 0.25), ("dsp", 0.02), ("bram", 0.25)):
+            expected = record["total"][resource]
+            assert abs(getattr(needs, resource) - expected) <= share * expected, (record["model"], resource)
+
+
+def test_every_way_to_build_a_network_holds_it_and_no_other() -> None:
+    graph, other = _kws(), _kws("kws")
+    for mode in ("sparse-sparse", "sparse-dense", "dense"):
+        made = plan(graph, 40_000, mode)  # type: ignore[arg-type]
+        assert holds(made, graph)
+        assert not holds(made, other) or mode == "dense"
+        first = made.layers[0]
+        assert not holds(replace(made, layers=(replace(first, interval=first.interval + 1), *made.layers[1:])), graph)
+    wider = replace(made, layers=tuple(replace(layer, total_bits=32) for layer in made.layers))
+    assert holds(wider, graph)
+    assert not holds(replace(made, output_name="elsewhere"), graph)
 
 
 def test_resources_add_up_along_the_hierarchy() -> None:
