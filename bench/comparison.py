@@ -295,9 +295,9 @@ def convolutions_table(report: Report) -> str:
             cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
             lines.append((contest["name"], percent(contest["density"]), ours, _blocks(relu), *others, *cells))
     return markdown(header, lines) + (
-        "\n\n*Blocks*: the fastest of 1×1, 4×8 and, for 3×3 convolutions, 64×16. Batch 1, one thread, ReLU after each (half "
-        "of the activations are 0); a chain of 9 less a chain of 1, divided by 8. The column *k-winners* keeps a tenth of "
-        "the channels instead, its selection included."
+        "\n\n*Blocks*: the fastest of 1×1, 4×8 and, for 3×3 convolutions, 64×16. Batch 1, one thread, ReLU after each "
+        "(half of the activations are 0); a chain of 9 less a chain of 1, divided by 8. The column *k-winners* keeps a "
+        "tenth of the channels instead, its selection included."
     )
 
 
