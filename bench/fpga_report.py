@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def resources_section(resources: Mapping[str, Record]) -> str:
     whole = [[name, *_counts(it["total"])] for name, it in resources.items()]
     header = ["pipeline", *(f">{NAMES[it]}" for it in names)]
     default = resources["sparse-sparse"]
-    modules = [[f"`{name}`", *_counts(it)] for name, it in _modules(default["modules"]).items()]
+    modules = [[name, *_counts(it)] for name, it in _modules(default).items()]
     return (
         f"{markdown(header, whole)}\n\nThe modules of the default pipeline, each with what is below it:\n\n"
         f"![Resources by module](images/fpga-resources.png)\n\n{markdown(['module', *header[1:]], modules)}"
@@ -114,14 +115,19 @@ def _counts(resources: Record) -> list[str]:
     return [f"{resources[name]:,g}" for name in NAMES]
 
 
-def _modules(modules: Mapping[str, Record]) -> dict[str, Record]:
-    """The instances of the top: what is worth a line."""
-    found = {}
-    for path, it in modules.items():
-        module, _, place = path.partition("$csengine_top.")
-        if place and "." not in place:
-            found[f"{place.removeprefix('u_')} ({module.rstrip('$')})"] = it
-    return found or dict(modules)
+def _modules(record: Record) -> dict[str, Record]:
+    """The top's instances in the order of the pipeline: module and the layer that it is for."""
+    layers = [layer["name"] for layer in record["layers"]]
+    found: list[tuple[tuple[int, str], str, Record]] = []
+    for path, it in record["modules"].items():
+        module, _, place = path.partition("$csengine_top.u_")
+        if not place or "." in place:
+            continue
+        number = re.match(r"n(\d+)", place)
+        where = int(number[1]) if number else {"input": -1, "shell": -2}.get(place, len(layers))
+        name = f"{layers[where]}: {module}" if number else module
+        found.append(((where, place), name, it))
+    return {name: it for _, name, it in sorted(found, key=lambda item: item[0])}
 
 
 def devices_table(resources: Mapping[str, Record], clocks: Mapping[str, Record]) -> str:
@@ -230,7 +236,7 @@ def pipeline_picture(record: Record, path: Path) -> None:
     """Boxes in a row, below each its clocks per word."""
     layers = {layer["name"]: layer for layer in record["layers"]}
     stages, slowest = record["stages"], max(record["stages"].values())
-    figure, axes = plt.subplots(figsize=(12, 3.9), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 3), layout="constrained")
     for place, (name, cycles) in enumerate(stages.items()):
         colour = ACCENT if name == record["bottleneck"] else pictures.COLOURS[pictures.OWN]
         axes.add_patch(plt.Rectangle((place - 0.4, 0), 0.8, 1, facecolor="white", edgecolor=colour, linewidth=2))
@@ -251,16 +257,17 @@ def pipeline_picture(record: Record, path: Path) -> None:
 def _description(layer: Record | None, name: str) -> str:
     if layer is None:
         return "8 bytes per clock\nfrom memory" if name == "input" else "histogram\n1 value per clock"
-    passes = f"{layer['passes']} passes" if layer["passes"] > 1 else "1 pass"
+    lanes, passes = layer["lanes"], layer["passes"]
     return (
-        f"{layer['lanes']} lanes × {layer['outputs']} columns\nS = {layer['slots']}, {passes}\n"
+        f"{lanes} {'lane' if lanes == 1 else 'lanes'} × {layer['outputs']} columns\n"
+        f"S = {layer['slots']}, {passes} {'pass' if passes == 1 else 'passes'}\n"
         f"weights {layer['weight_bits'] / 8000:,.1f} kB"
     )
 
 
 def resources_picture(record: Record, path: Path) -> None:
     """Shares of the pipeline's instances."""
-    modules = _modules(record["modules"])
+    modules = _modules(record)
     shown = sorted(modules, key=lambda name: -modules[name]["lut"])[:10]
     figure, panels = plt.subplots(1, 3, figsize=(12, 0.34 * len(shown) + 1.2), layout="constrained", sharey=True)
     for axes, what in zip(panels, ("lut", "ff", "dsp"), strict=True):
