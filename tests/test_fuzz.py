@@ -396,6 +396,8 @@ def mutate_tensors(choices: random.Random, content: bytes) -> bytes:
     """Change the content, type and shape of tensors so that the container stays valid."""
     file = PackedFile.read(content)
     names = list(file.tensors)
+    if not names:  # such a network has no parameters
+        return mutate_document(choices, content)
     for _ in range(choices.choice([1, 1, 2, 4])):
         name = choices.choice(names)
         kind, shape, data = file.tensors[name]
