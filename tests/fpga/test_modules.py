@@ -52,12 +52,13 @@ def simulate(
     monkeypatch.setenv("VERILATOR_ROOT", environment["VERILATOR_ROOT"])
     known = {name.upper(): str(value) for name, value in {"Signed": 0, **parameters, **facts}.items()}
     runner = get_runner("verilator")
+    make = f"CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 OPT_GLOBAL=-O0 PYTHON3={sys.executable}"
     runner.build(
         sources=[RTL / "lint.vlt", *sources],
         hdl_toplevel=module,
         parameters=parameters,
         build_dir=place,
-        build_args=["-Wall", "-O1", "-MAKEFLAGS", f"CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 PYTHON3={sys.executable}"],
+        build_args=["-Wall", "-O1", "-MAKEFLAGS", make],
         timescale=("1ns", "1ps"),
     )
     results = runner.test(

