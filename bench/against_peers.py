@@ -172,6 +172,9 @@ def _convolution_entries(settings: Settings, convolution: cases.Convolution, den
         if not convolution.depthwise:
             paper = convolution.chain(units, density, (1, 1), None)
             entries.append(own("ReLU, 1×1 blocks", paper, half, units=units))
+        if convolution.kernel > 1 and all(channels % 64 == 0 for channels in convolution.channels):
+            tiles = convolution.chain(units, density, (64, 16), None)  # all channels of a place, or none
+            entries.append(own("ReLU, 64×16 blocks", tiles, half, units=units))
         winners = convolution.chain(units, density, (4, 8), 0.1)
         entries.append(own("k-winners", winners, tenth, units=units))
         only = None if density == TYPICAL else {**SPARSE, **FASTEST_DENSE, "openvino": ("int8", "int8-sparse")}

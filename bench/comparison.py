@@ -277,6 +277,7 @@ def convolutions_table(report: Report) -> str:
         "kernel",
         ">weights",
         ">csengine, ReLU, µs",
+        "blocks",
         ">dense only",
         ">k-winners",
         "fastest peer",
@@ -289,14 +290,22 @@ def convolutions_table(report: Report) -> str:
         relu, winners, rival = best_own(rows, False), best_own(rows, True), fastest(peers_of(rows))
         dense = fastest(row for row in rows if row["peer"] == OWN and row["variant"].endswith("/dense"))
         if relu and winners and rival and dense:
-            own = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
+            ours, *others = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
             gain = rival["median_seconds"] / relu["median_seconds"]
             cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
-            lines.append((contest["name"], percent(contest["density"]), *own, *cells))
+            lines.append((contest["name"], percent(contest["density"]), ours, _blocks(relu), *others, *cells))
     return markdown(header, lines) + (
-        "\n\nBatch 1, one thread, ReLU after each (half of the activations are 0); a chain of 9 less a chain of 1, "
-        "divided by 8. The column *k-winners* keeps a tenth of the channels instead, its selection included."
+        "\n\n*Blocks*: the fastest of 1×1, 4×8 and, for 3×3 convolutions, 64×16. Batch 1, one thread, ReLU after each "
+        "(half of the activations are 0); a chain of 9 less a chain of 1, divided by 8. The column *k-winners* keeps a "
+        "tenth of the channels instead, its selection included."
     )
+
+
+def _blocks(row: Row) -> str:
+    """Of which blocks a contender's weights are; none if it computes with all."""
+    if row["variant"].endswith("/dense"):
+        return "dense"
+    return str(row["function"].removeprefix("ReLU").removeprefix(", ").removesuffix(" blocks")) or "4×8"
 
 
 # --- whole networks ---------------------------------------------------------------------------------------------------
@@ -344,6 +353,20 @@ def feed_forward_table(report: Report) -> str:
                 lines.append((contest["name"], function, *times, gain))
     header = ("block", "csengine's activations", ">csengine, µs", "blocks", "fastest peer (ReLU)", ">its µs", ">gain")
     return markdown(header, lines)
+
+
+def blocks_table(report: Report) -> str:
+    """What the shape of the blocks does to whole networks and feed-forward blocks, at the typical sparsity."""
+    lines = []
+    for contest in report["contests"]:
+        if contest["density"] != TYPICAL:
+            continue
+        for function in dict.fromkeys(row["function"] for row in contest["rows"] if row["peer"] == OWN):
+            rows = [r for r in timed(contest["rows"]) if (r["peer"], r["function"]) == (OWN, function)]
+            times = {block_of(r): r["median_seconds"] / contest["batch"] for r in rows if "block" in r}
+            cells = [micro(times[block]) if block in times else "" for block in ("1×1", "1×16", "4×8", "4×16", "64×16")]
+            lines.append((f"{contest['name']}, {function}", str(contest["batch"]), *cells))
+    return markdown(("network", ">batch", ">1×1, µs", ">1×16", ">4×8", ">4×16", ">64×16"), lines)
 
 
 def plan_table(report: Report) -> str:

@@ -41,6 +41,7 @@ def sections(results: Path, images: Path) -> dict[str, str]:
     if found["resources"]:
         resources_picture(found["resources"]["sparse-sparse"], images / "fpga-resources.png")
         made["fpga-resources"] = resources_section(found["resources"])
+    if found["resources"] and found["resources"].keys() <= found["clocks"].keys():
         made["fpga-devices"] = devices_table(found["resources"], found["clocks"])
     if found["kernels"]:
         kernels_picture(found["kernels"], images / "fpga-kernels.png")

@@ -1,14 +1,17 @@
-"""Imports the networks that the `onnx` package carries, compares each with ONNX Runtime, and records what came of it.
+"""Imports networks of others, compares each with ONNX Runtime, and records what came of it.
 
     python bench/imports.py      # bench/results/imports.json, under a minute
 
-They come without weights: random ones take their place. Then `bench/report.py` makes the table.
+Those that the `onnx` package carries come without weights: random ones take their place. MobileNetV2 is that of the
+`transformers` package, the encoder PyTorch's own. Then `bench/report.py` makes the table.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,11 @@ from csengine.importers.onnx import read
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from light_models import LIGHT, light  # noqa: E402
+from light_models import LIGHT, encoder, light, mobilenet_v2  # noqa: E402
 
 
-def try_one(name: str) -> dict[str, Any]:
+def try_one(name: str, model: Any) -> dict[str, Any]:
     """Sizes, and the largest relative error of any tensor and of the result; or why it was refused."""
-    model = light(name)
     described: dict[str, Any] = {"network": name, "nodes": len(model.graph.node)}
     try:
         imported = read(model)
@@ -41,9 +43,11 @@ def try_one(name: str) -> dict[str, Any]:
 
 def main() -> None:
     names = sorted(path.stem.removeprefix("light_") for path in LIGHT.glob("light_*.onnx"))
+    networks: list[tuple[str, Callable[[], Any]]] = [(name, partial(light, name)) for name in names]
+    networks += [("mobilenet_v2", partial(mobilenet_v2, 224, 1000)), ("transformer encoder", encoder)]
     rows = []
-    for name in names:
-        rows.append(try_one(name))
+    for name, build in networks:
+        rows.append(try_one(name, build()))
         print(rows[-1], flush=True)
     (ROOT / "bench" / "results" / "imports.json").write_text(json.dumps({"networks": rows}, indent=1) + "\n")
 

@@ -138,6 +138,8 @@ def convolutions(report: comparison.Report, images: Path) -> dict[str, str]:
 def imported(report: comparison.Report, images: Path) -> dict[str, str]:
     pictures.imported(report, images / "imported.png")
     return {
+        "blocks": f"{comparison.blocks_table(report)}\n\nA tenth of the weights, one thread, time per sample. "
+        f"{comparison.conditions(report)}",
         "peers-imported": "\n\n".join(
             (
                 "## Whole networks\n\n![Time per image](images/imported.png)",
@@ -150,7 +152,7 @@ def imported(report: comparison.Report, images: Path) -> dict[str, str]:
                 "units, and all inputs. The others run the ReLU.",
                 comparison.conditions(report),
             )
-        )
+        ),
     }
 
 

@@ -356,7 +356,8 @@ class _Quantizer:
             return [replace(node, inputs=inputs, **changes)]
         if isinstance(node, (AveragePool, Add, Concat)):
             return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
-        raise QuantizationError(f"{node.name}: no integer form of {type(node).__name__}; fold or remove it first")
+        remedy = "keep the network float32 (--float), or remove it"
+        raise QuantizationError(f"{node.name}: no integer form of {type(node).__name__}; {remedy}")
 
     def _quantize_weights(self, node: Conv2d | Linear, inputs: Sequence[str], scale: float | None) -> Any:
         return quantize_weights(node, self.scale_of[inputs[0]], scale, self.known.weights.get(node.name))

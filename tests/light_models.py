@@ -1,7 +1,8 @@
-"""Networks of others with random weights: those that the `onnx` package carries, and MobileNetV2."""
+"""Networks of others with random weights: those that the `onnx` package carries, MobileNetV2, an encoder."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,22 @@ def mobilenet_v2(size: int, classes: int) -> Any:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None  # the mean of all batches
         network.train()(torch.randn(8, 3, size, size))
-    program = torch.onnx.export(
-        network.eval(), (torch.randn(1, 3, size, size),), dynamo=True, verbose=False, output_names=["logits"]
-    )
-    return program.model_proto
+    return _exported(network.eval(), torch.randn(1, 3, size, size))
+
+
+def encoder() -> Any:
+    """Six layers as in the first transformer's base model (arXiv 1706.03762), for 64 positions."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(512, 8, 2048, activation="gelu", batch_first=True)
+    network = torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+    return _exported(network.eval(), torch.randn(1, 64, 512))
+
+
+def _exported(network: Any, x: Any) -> Any:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own
+        return torch.onnx.export(network, (x,), dynamo=True, verbose=False).model_proto

@@ -8,6 +8,7 @@ Mutant n of a seed is always the same, so a failure names all that is needed to 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -249,16 +250,26 @@ def is_small(graph: Graph) -> bool:
 def originals() -> tuple[bytes, ...]:
     """Small valid files: integer and float, packed and dense."""
     models = [small_model()]
-    for seed, integer, weights in ((3, True, "packed"), (5, True, "dense"), (8, False, "packed"), (13, False, "dense")):
-        models.append(Model(random_graph(seed, integer=integer, length=3, weights=weights)))  # type: ignore[arg-type]
+    for start, integer, weights in (
+        (3, True, "packed"),
+        (5, True, "dense"),
+        (8, False, "packed"),
+        (13, False, "dense"),
+    ):
+        drawn = (random_graph(s, integer=integer, length=3, weights=weights) for s in itertools.count(start))  # type: ignore[arg-type]
+        models.append(Model(next(graph for graph in drawn if _has_weights(graph))))
     graphs = (random_graph(seed, integer=True, length=8) for seed in range(100))
-    models.append(Model(max(graphs, key=lambda graph: len({type(node) for node in graph.nodes}))))
+    models.append(Model(max(filter(_has_weights, graphs), key=lambda graph: len({type(node) for node in graph.nodes}))))
     contents = []
     with tempfile.TemporaryDirectory() as directory:
         for model in models:
             save(model, Path(directory) / "model")
             contents.append((Path(directory) / "model").read_bytes())
     return tuple(contents)
+
+
+def _has_weights(graph: Graph) -> bool:
+    return any(isinstance(node, (Conv2d, Linear)) for node in graph.nodes)
 
 
 def mutant(seed: int, number: int) -> bytes:

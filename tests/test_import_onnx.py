@@ -13,7 +13,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra csengine[onnx]")
 runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
-from light_models import light  # noqa: E402
+from light_models import light, mobilenet_v2  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from csengine import ModelFormatError, UnsupportedModelError, container, reference  # noqa: E402
@@ -132,6 +132,16 @@ def test_a_whole_network(name: str) -> None:
     found.raise_if_far(1e-5)
     assert len(found.tensors) > len(imported.graph.nodes) * 0.8
     assert max(item.relative_error for item in found.tensors) < 1e-5
+
+
+def test_mobilenet_v2_of_the_transformers_package() -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+    model = mobilenet_v2(96, 10)
+    imported = read(model)
+    found = check(model, imported, RNG.standard_normal((1, *imported.graph.input.shape)).astype(np.float32))
+    assert len(found.tensors) > 90
+    assert max(item.relative_error for item in found.tensors) < 1e-4
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

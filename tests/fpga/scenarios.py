@@ -373,4 +373,5 @@ def host_in_this_process() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this in the background ignores it
     globals()[sys.argv[1]]()
