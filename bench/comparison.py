@@ -293,7 +293,16 @@ def convolutions_table(report: Report) -> str:
             ours, *others = [micro(row["median_seconds"]) for row in (relu, dense, winners)]
             gain = rival["median_seconds"] / relu["median_seconds"]
             cells = (name_of(rival), micro(rival["median_seconds"]), f"{gain:.2g}×")
-            lines.append((contest["name"], percent(contest["density"]), ours, _blocks(relu), *others, *cells))
+            lines.append(
+                (
+                    contest["name"],
+                    percent(contest["density"]),
+                    ours,
+                    _blocks(relu, contest["depthwise"]),
+                    *others,
+                    *cells,
+                )
+            )
     return markdown(header, lines) + (
         "\n\n*Blocks*: the fastest of 1×1, 4×8 and, for 3×3 convolutions, 64×16. Batch 1, one thread, ReLU after each "
         "(half of the activations are 0); a chain of 9 less a chain of 1, divided by 8. The column *k-winners* keeps a "
@@ -301,9 +310,9 @@ def convolutions_table(report: Report) -> str:
     )
 
 
-def _blocks(row: Row) -> str:
+def _blocks(row: Row, depthwise: bool) -> str:
     """Of which blocks a contender's weights are; none if it computes with all."""
-    if row["variant"].endswith("/dense"):
+    if depthwise or row["variant"].endswith("/dense"):
         return "dense"
     return str(row["function"].removeprefix("ReLU").removeprefix(", ").removesuffix(" blocks")) or "4×8"
 
