@@ -95,7 +95,7 @@ def three_ways(clocks: Mapping[str, Record]) -> str:
         f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. What bounds "
         "the ratio is the first layer, whose input is dense and whose weights are half there. Lanes × columns × clocks "
         f"of every layer, idle ones included:\n\n{markdown(header, rows)}\n\nThe layers whose input is sparse, too "
-        f"({', '.join(twice)}), need {without[0] / without[2]:.0f} times fewer multipliers and clocks in product."
+        f"({', '.join(twice)}), need {without[0] / without[2]:.0f} times fewer multipliers × clocks."
     )
 
 
@@ -134,6 +134,8 @@ def devices_table(resources: Mapping[str, Record], clocks: Mapping[str, Record])
     header = ["pipeline", "device", ">fit", "limited by", *(f">words/s, {mhz} MHz assumed" for mhz in CLOCKS_MHZ)]
     rows = []
     for name, it in resources.items():
+        if name not in clocks:
+            continue
         need = Resources(**it["total"])
         for place, (key, device) in enumerate(DEVICES.items()):
             fit = device.resources.fits(need)
