@@ -31,7 +31,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# Our own speed: networks, every kernel, how time grows; then the tables and pictures. Under 10 minutes.
+# Our own speed: networks, every kernel, how time grows; then the tables and pictures.
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
 bench: $(VENV)/.bench
 	for model in kws kws_paper; do \
@@ -47,7 +47,7 @@ bench: $(VENV)/.bench
 PEERS ?= onnxruntime openvino torch scipy
 peers: $(PEERS:%=.venv-peers/%/.ready)
 
-# The same functions in all of them; then the tables and pictures. Under 40 minutes once they are installed.
+# The same functions in all of them; then the tables and pictures.
 bench-peers: $(VENV)/.bench peers
 	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
 	$(BIN)/python bench/report.py

@@ -1,6 +1,6 @@
 """csengine against what one would pick today, on the same functions, in turns, on the same cores.
 
-    make bench-peers                                          # environments, all suites, report: under 40 minutes
+    make bench-peers                                          # environments, all suites, report
     .venv/bin/python bench/against_peers.py --only networks   # one suite
     .venv/bin/python bench/against_peers.py --quick           # every case once, briefly: is everything right?
 
@@ -167,14 +167,14 @@ def _convolution_entries(settings: Settings, convolution: cases.Convolution, den
     entries = []
     for units in (1, UNITS):
         plain = convolution.chain(units, density, (4, 8), None)
-        entries.append(own("ReLU", plain, half, units=units))
+        entries.append(own("ReLU", plain, half, units=units, block=(4, 8)))
         entries.append(own("ReLU", plain, half, mode="dense", units=units))
         if not convolution.depthwise:
             paper = convolution.chain(units, density, (1, 1), None)
-            entries.append(own("ReLU, 1×1 blocks", paper, half, units=units))
+            entries.append(own("ReLU, 1×1 blocks", paper, half, units=units, block=(1, 1)))
         if convolution.kernel > 1 and all(channels % 64 == 0 for channels in convolution.channels):
             tiles = convolution.chain(units, density, (64, 16), None)  # all channels of a place, or none
-            entries.append(own("ReLU, 64×16 blocks", tiles, half, units=units))
+            entries.append(own("ReLU, 64×16 blocks", tiles, half, units=units, block=(64, 16)))
         winners = convolution.chain(units, density, (4, 8), 0.1)
         entries.append(own("k-winners", winners, tenth, units=units))
         only = None if density == TYPICAL else {**SPARSE, **FASTEST_DENSE, "openvino": ("int8", "int8-sparse")}

@@ -114,24 +114,28 @@ def networks_table(report: Report) -> str:
     return markdown(header, rows) + "\n\nBatches: µs per word."
 
 
+def rivals(rows: Iterable[Row]) -> dict[str, Row | None]:
+    """The others that a user would choose for the keyword-spotting network."""
+    others = peers_of(rows)
+    relu = [row for row in others if row["function"] not in WITH_WINNERS]
+    return {
+        "ONNX Runtime fp32, dense": fastest(r for r in relu if (r["peer"], r["variant"]) == ("onnxruntime", "fp32")),
+        "the fastest peer, ReLU network, any precision": fastest(relu),
+        "the fastest peer, the same k-winners": fastest(row for row in others if row["function"] in WITH_WINNERS),
+    }
+
+
+def own_network(rows: Iterable[Row], function: str) -> Row | None:
+    return fastest(row for row in rows if (row["peer"], row["function"]) == (OWN, function))
+
+
 def ratios_table(report: Report) -> str:
     """What a user gains over today's choice, in one run."""
     lines = []
     for batch in (1, 64):
         rows = contest_of(report, batch, 1)
-        own = fastest(row for row in rows if row["peer"] == OWN and row["function"] == WITH_WINNERS[0])
-        paper = fastest(row for row in rows if row["peer"] == OWN and row["function"] == WITH_WINNERS[1])
-        relu = [row for row in peers_of(rows) if row["function"] not in WITH_WINNERS]
-        rivals = {
-            "ONNX Runtime fp32, dense": fastest(
-                r for r in relu if (r["peer"], r["variant"]) == ("onnxruntime", "fp32")
-            ),
-            "the fastest peer, ReLU network, any precision": fastest(relu),
-            "the fastest peer, the same k-winners": fastest(
-                row for row in peers_of(rows) if row["function"] in WITH_WINNERS
-            ),
-        }
-        for name, rival in rivals.items():
+        own, paper = (own_network(rows, function) for function in WITH_WINNERS)
+        for name, rival in rivals(rows).items():
             if rival and own and paper:
                 gains = [f"{rival['median_seconds'] / row['median_seconds']:.1f}×" for row in (own, paper)]
                 lines.append((str(batch), f"{name} ({name_of(rival)})", micro(rival["median_seconds"] / batch), *gains))
@@ -254,17 +258,15 @@ def linear_table(report: Report) -> str:
 
 def inside(contest: Report) -> list[dict[str, Any]]:
     """What a unit costs inside a network: the difference of a long chain and a single one, per unit."""
-    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    found: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in timed(contest["rows"]):
-        key = row["peer"], row["variant"], row["function"]
-        found.setdefault(key, {})[row["units"]] = row["median_seconds"]
+        found.setdefault((row["peer"], row["variant"], row["function"]), {})[row["units"]] = row
     rows = []
-    for (peer, variant, function), times in found.items():
-        if len(times) == 2:
-            single, chain = times[1], times[contest["units"]]
-            marginal = max(0.0, chain - single) / (contest["units"] - 1)
-            facts = {"peer": peer, "variant": variant, "function": function, "failure": ""}
-            rows.append({**facts, "median_seconds": marginal})
+    for lengths in found.values():
+        if len(lengths) == 2:
+            single, chain = lengths[1], lengths[contest["units"]]
+            more = max(0.0, chain["median_seconds"] - single["median_seconds"])
+            rows.append({**chain, "median_seconds": more / (contest["units"] - 1)})
     return rows
 
 
@@ -298,7 +300,7 @@ def convolutions_table(report: Report) -> str:
                     contest["name"],
                     percent(contest["density"]),
                     ours,
-                    _blocks(relu, contest["depthwise"]),
+                    "dense" if contest["depthwise"] or relu["variant"].endswith("/dense") else block_of(relu),
                     *others,
                     *cells,
                 )
@@ -308,13 +310,6 @@ def convolutions_table(report: Report) -> str:
         "(half of the activations are 0); a chain of 9 less a chain of 1, divided by 8. The column *k-winners* keeps a "
         "tenth of the channels instead, its selection included."
     )
-
-
-def _blocks(row: Row, depthwise: bool) -> str:
-    """Of which blocks a contender's weights are; none if it computes with all."""
-    if depthwise or row["variant"].endswith("/dense"):
-        return "dense"
-    return str(row["function"].removeprefix("ReLU").removeprefix(", ").removesuffix(" blocks")) or "4×8"
 
 
 # --- whole networks ---------------------------------------------------------------------------------------------------

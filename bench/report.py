@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import aims
 import comparison
 import fpga_report
 import pictures
@@ -212,7 +213,13 @@ def sections(results: Path, images: Path) -> dict[str, str]:
         path = results / f"{name}.json"
         if path.is_file():
             found |= make(read(path), images)
-    return found
+    return found | aims_reached(results)
+
+
+def aims_reached(results: Path) -> dict[str, str]:
+    """What was aimed at beside what was reached, of the suites that were run."""
+    paths = {path.stem.removeprefix("peers-"): path for path in sorted(results.glob("peers-*.json"))}
+    return {"aims": aims.table({suite: read(path) for suite, path in paths.items()})} if paths else {}
 
 
 def insert(path: Path, found: Mapping[str, str]) -> None:

@@ -452,10 +452,13 @@ def measure_errors(
         exact = wanted[source_of[name]].astype(np.float64)
         if kind.dtype == "uint8":
             exact = np.maximum(exact, 0.0)  # a ReLU further on became this tensor's clamp
-        difference = got[name] * kind.scale - exact
-        power = float(np.sqrt((exact**2).mean())) or 1.0
+        error = relative_error(got[name] * kind.scale, exact)
         saturated = float((np.abs(got[name].astype(np.int64)) >= _LARGEST[kind.dtype]).mean())
-        errors.append(
-            LayerError(name, kind.dtype, kind.scale, float(np.sqrt((difference**2).mean())) / power, saturated)
-        )
+        errors.append(LayerError(name, kind.dtype, kind.scale, error, saturated))
     return tuple(errors)
+
+
+def relative_error(got: Array, wanted: Array) -> float:
+    """Root of the mean squared difference over the root mean square of what is wanted (over 1 if that is all zero)."""
+    exact = wanted.astype(np.float64)
+    return float(np.sqrt(np.square(got - exact).mean()) / (np.sqrt(np.square(exact).mean()) or 1.0))

@@ -6,19 +6,15 @@
 #include <algorithm>
 #include <cstring>
 
-#include "arithmetic.h"
 #include "avx2.h"
 #include "avx2_lanes.h"
+#include "input_lanes.h"
 
 namespace cs::avx2 {
 namespace {
 
-struct Scaling {
-    float inv_scale, lowest, largest;
-};
-
 // Eight values as eight bytes.
-CS_AVX2 inline int64_t quantize(__m256 x_f32x8, const Scaling& s) {
+CS_AVX2 inline int64_t quantize8(__m256 x_f32x8, const InputScaling& s) {
     const __m256 scaled = _mm256_mul_ps(x_f32x8, _mm256_set1_ps(s.inv_scale));
     const __m256 clamped = _mm256_min_ps(_mm256_max_ps(scaled, _mm256_set1_ps(s.lowest)), _mm256_set1_ps(s.largest));
     const __m256i rounded_s32x8 = _mm256_cvtps_epi32(clamped);
@@ -28,43 +24,19 @@ CS_AVX2 inline int64_t quantize(__m256 x_f32x8, const Scaling& s) {
                                           : _mm_packus_epi16(words_s16x8, words_s16x8));
 }
 
-CS_AVX2 void quantize(const float* x, int64_t size, const Scaling& scaling, std::byte* out) {
+CS_AVX2 void quantize(const float* x, int64_t size, const InputScaling& scaling, std::byte* out) {
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
-        const int64_t bytes = quantize(_mm256_loadu_ps(x + i), scaling);
+        const int64_t bytes = quantize8(_mm256_loadu_ps(x + i), scaling);
         std::memcpy(out + i, &bytes, kLanes);
     }
     const int count = static_cast<int>(size - i);
-    const int64_t bytes = quantize(_mm256_maskload_ps(x + i, first_lanes(count)), scaling);
+    const int64_t bytes = quantize8(_mm256_maskload_ps(x + i, first_lanes(count)), scaling);
     std::memcpy(out + i, &bytes, count);
 }
 
-class Input final : public Step {
-  public:
-    explicit Input(const InputSpec& spec) : spec_(spec) {}
-
-    void run(const Call& call) const noexcept override {
-        const bool is_unsigned = spec_.output.dtype == DType::u8;
-        const Scaling scaling{spec_.inv_scale, is_unsigned ? 0.0f : -128.0f, is_unsigned ? 255.0f : 127.0f};
-        for (int64_t n = 0; n < call.samples; ++n) {
-            const std::byte* x = call.inputs[0] + n * call.caller_bytes;
-            auto* out = sample<std::byte>(call.output, spec_.output, n);
-            if (call.caller_bytes == spec_.output.bytes()) {
-                std::memcpy(out, x, call.caller_bytes);
-            } else {
-                quantize(reinterpret_cast<const float*>(x), spec_.output.size(), scaling, out);
-            }
-        }
-    }
-
-  private:
-    InputSpec spec_;
-};
-
 }  // namespace
 
-std::unique_ptr<Step> input(const InputSpec& spec) {
-    return element_bytes(spec.output.dtype) == 1 ? std::make_unique<Input>(spec) : nullptr;
-}
+std::unique_ptr<Step> input(const InputSpec& spec) { return lanes_input<quantize>(spec); }
 
 }  // namespace cs::avx2

@@ -5,16 +5,16 @@
 #include <algorithm>
 #include <cstring>
 
-#include "arithmetic.h"
 #include "avx512.h"
 #include "avx512_math.h"
+#include "input_lanes.h"
 
 namespace cs::avx512 {
 namespace {
 
-CS_AVX512 void quantize(const float* x, int64_t size, float inv_scale, float lowest, float largest, std::byte* out) {
-    const __m512 scale_f32x16 = _mm512_set1_ps(inv_scale);
-    const __m512 lowest_f32x16 = _mm512_set1_ps(lowest), largest_f32x16 = _mm512_set1_ps(largest);
+CS_AVX512 void quantize(const float* x, int64_t size, const InputScaling& scaling, std::byte* out) {
+    const __m512 scale_f32x16 = _mm512_set1_ps(scaling.inv_scale);
+    const __m512 lowest_f32x16 = _mm512_set1_ps(scaling.lowest), largest_f32x16 = _mm512_set1_ps(scaling.largest);
     for (int64_t i = 0; i < size; i += 16) {
         const __mmask16 mask = first16(size - i);
         const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), scale_f32x16);
@@ -23,33 +23,8 @@ CS_AVX512 void quantize(const float* x, int64_t size, float inv_scale, float low
     }
 }
 
-class Input final : public Step {
-  public:
-    explicit Input(const InputSpec& spec) : spec_(spec) {}
-
-    void run(const Call& call) const noexcept override {
-        const bool is_unsigned = spec_.output.dtype == DType::u8;
-        const float lowest = is_unsigned ? 0.0f : -128.0f, largest = is_unsigned ? 255.0f : 127.0f;
-        for (int64_t n = 0; n < call.samples; ++n) {
-            const std::byte* x = call.inputs[0] + n * call.caller_bytes;
-            auto* out = sample<std::byte>(call.output, spec_.output, n);
-            if (call.caller_bytes == spec_.output.bytes()) {
-                std::memcpy(out, x, call.caller_bytes);
-            } else {
-                const auto* values = reinterpret_cast<const float*>(x);
-                quantize(values, spec_.output.size(), spec_.inv_scale, lowest, largest, out);
-            }
-        }
-    }
-
-  private:
-    InputSpec spec_;
-};
-
 }  // namespace
 
-std::unique_ptr<Step> input(const InputSpec& spec) {
-    return element_bytes(spec.output.dtype) == 1 ? std::make_unique<Input>(spec) : nullptr;
-}
+std::unique_ptr<Step> input(const InputSpec& spec) { return lanes_input<quantize>(spec); }
 
 }  // namespace cs::avx512

@@ -87,6 +87,8 @@ struct KwtaSpec {
     int64_t k;
     bool global;
     std::vector<float> factor;  // empty, or one per element of a scope
+    int64_t scope() const { return global ? tensor.size() : tensor.channels; }
+    int64_t scopes() const { return global ? 1 : tensor.positions(); }
 };
 
 struct ReluSpec {

@@ -204,8 +204,8 @@ class Kwta final : public Step {
     explicit Kwta(const KwtaSpec& spec)
         : tensor_(spec.tensor),
           k_(spec.k),
-          scope_(spec.global ? spec.tensor.size() : spec.tensor.channels),
-          scopes_(spec.global ? 1 : spec.tensor.positions()),
+          scope_(spec.scope()),
+          scopes_(spec.scopes()),
           flip_(static_cast<char>(spec.tensor.dtype == DType::s8 ? 0x80 : 0)) {}
 
     size_t scratch_bytes() const override { return scope_ <= 64 ? 0 : 10 * 64 * parts(); }

@@ -152,10 +152,7 @@ CS_TIER void by_key(const X* x, X* out, int64_t n, const int32_t* keys, Threshol
 template <class X>
 class Kwta final : public Step {
   public:
-    explicit Kwta(const KwtaSpec& spec)
-        : spec_(spec),
-          scope_(spec.global ? spec.tensor.size() : spec.tensor.channels),
-          scopes_(spec.global ? 1 : spec.tensor.positions()) {}
+    explicit Kwta(const KwtaSpec& spec) : spec_(spec), scope_(spec.scope()), scopes_(spec.scopes()) {}
 
     size_t scratch_bytes() const override { return ranks_by_key() ? sizeof(int32_t) * round_up(scope_, kLanes) : 0; }
 

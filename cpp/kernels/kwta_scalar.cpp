@@ -25,10 +25,7 @@ uint32_t ordered(float value) {
 template <class T>
 class Kwta final : public Step {
   public:
-    explicit Kwta(const KwtaSpec& spec)
-        : spec_(spec),
-          scope_(spec.global ? spec.tensor.size() : spec.tensor.channels),
-          scopes_(spec.global ? 1 : spec.tensor.positions()) {}
+    explicit Kwta(const KwtaSpec& spec) : spec_(spec), scope_(spec.scope()), scopes_(spec.scopes()) {}
 
     size_t scratch_bytes() const override { return ranks_by_key() ? sizeof(uint64_t) * scope_ : 0; }
 

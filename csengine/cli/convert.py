@@ -34,12 +34,7 @@ def register(commands: options.Commands) -> None:
     text = "convert an ONNX model to a packed file"
     parser = options.add_command(commands, "convert", text, _EXAMPLES, execute)
     parser.add_argument("model", metavar="MODEL.onnx", help="an ONNX file")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the packed file to write")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--float", action="store_true", help="keep float32")
-    help = "quantize with the samples of a .npy or .npz file [B, ...], in the model's order of axes"
-    how.add_argument("--calibrate", metavar="FILE", help=help)
-    options.add_array(parser)
+    options.add_packed_output(parser, is_required=False)
     help = "scale tensors to this percentile of their non-zero magnitudes, such as 99.9 (default: to the largest)"
     parser.add_argument("--percentile", type=options.percentile, metavar="P", help=help)
     parser.add_argument("--block", type=options.block, metavar="UxV", help="of sparse layers (default: 1x1)")

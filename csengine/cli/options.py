@@ -82,6 +82,16 @@ def add_array(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--array", metavar="NAME", help="which array of a .npz file (default: its only one)")
 
 
+def add_packed_output(parser: argparse.ArgumentParser, is_required: bool) -> None:
+    """-o OUT for a packed file, and how its numbers are represented: --float or --calibrate, and --array for that."""
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the packed file to write")
+    how = parser.add_mutually_exclusive_group(required=is_required)
+    how.add_argument("--float", action="store_true", help="keep float32")
+    help = "quantize with the samples of a .npy or .npz file [B, ...], in the model's order of axes"
+    how.add_argument("--calibrate", metavar="FILE", help=help)
+    add_array(parser)
+
+
 def add_input_shape(parser: argparse.ArgumentParser) -> None:
     """--input-shape, for models that leave it open."""
     help = "of one sample, where the model leaves it open, such as 3,224,224"
@@ -95,13 +105,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def share(text: str) -> float:
     """A number above 0 and below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected above 0 and below 1, such as 0.9")
-    return value
+    return _number(text, lambda value: 0 < value < 1, "is no share; expected above 0 and below 1, such as 0.9")
 
 
 def layer_share(text: str) -> tuple[str, float]:
@@ -114,13 +118,7 @@ def layer_share(text: str) -> tuple[str, float]:
 
 def percentile(text: str) -> float:
     """A percentile above 50, up to 100."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 50 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no percentile above 50, up to 100")
-    return value
+    return _number(text, lambda value: 50 < value <= 100, "is no percentile above 50, up to 100")
 
 
 def integer(lowest: int, highest: int) -> Callable[[str], int]:
@@ -136,13 +134,17 @@ def integer(lowest: int, highest: int) -> Callable[[str], int]:
 
 def positive_seconds(text: str) -> float:
     """A time above 0, up to a day."""
+    return _number(text, lambda value: 0 < value <= 86400, "is not a time in seconds above 0")
+
+
+def _number(text: str, is_valid: Callable[[float], bool], complaint: str) -> float:
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds above 0")
-    return seconds
+        value = float("nan")  # which is in no range
+    if not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} {complaint}")
+    return value
 
 
 def integers(lowest: int, highest: int) -> Callable[[str], tuple[int, ...]]:

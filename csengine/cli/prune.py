@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from csengine import container, reference
 from csengine.cli import options, output, shipped
 from csengine.cli.samples import read_array
 from csengine.cli.source import read_network
 from csengine.convert import convert
 from csengine.pruning import LayerLoss, prune
+from csengine.quantization import relative_error
 
 _EXAMPLES = """\
   csengine prune model.onnx -o sparse.safetensors --sparsity 0.9 --float
@@ -25,15 +23,13 @@ trained. The layers that read the input or give the result stay dense; --keep na
 of a layer's sum of squares that stayed, "at best" what as many weights anywhere could have kept.
 """
 
-Array = NDArray[Any]
-
 
 def register(commands: options.Commands) -> None:
     """Add the subcommand."""
     text = "prune a float model to complementary patterns, and pack it"
     parser = options.add_command(commands, "prune", text, _EXAMPLES, execute)
     parser.add_argument("model", metavar="MODEL", help="an ONNX file, or a packed file of float32")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the packed file to write")
+    options.add_packed_output(parser, is_required=True)
     help = "share of the weights to remove from every layer, such as 0.9"
     parser.add_argument("--sparsity", type=options.share, required=True, metavar="X", help=help)
     help = "rows x kernels that share their pattern (default: 1x1)"
@@ -44,10 +40,6 @@ def register(commands: options.Commands) -> None:
     parser.add_argument("--layer", type=options.layer_share, action="append", default=[], metavar="NAME=X", help=help)
     help = "a layer that stays dense; may be repeated (default: the first and the last)"
     parser.add_argument("--keep", action="append", metavar="NAME", help=help)
-    how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--float", action="store_true", help="keep float32")
-    how.add_argument("--calibrate", metavar="FILE", help="quantize with the samples of a .npy or .npz file [B, ...]")
-    options.add_array(parser)
     options.add_input_shape(parser)
     options.add_seed(parser)
 
@@ -73,16 +65,11 @@ def execute(arguments: argparse.Namespace) -> int:
     report = {
         "output": arguments.output,
         "bytes": written.bytes,
-        "result_error": _difference(reference.run(graph, x), reference.run(written.model.graph, x)),
+        "result_error": relative_error(reference.run(written.model.graph, x), reference.run(graph, x)),
         "layers": losses,
     }
     print(output.json_text(report) if arguments.json else _text(report))
     return 0
-
-
-def _difference(wanted: Array, got: Array) -> float:
-    """Root of the mean squared difference over the root mean square of what is wanted."""
-    return float(np.sqrt(np.square(got - wanted).mean()) / (np.sqrt(np.square(wanted).mean()) or 1.0))
 
 
 def _text(report: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from csengine.errors import BackendUnavailableError, ShapeError, UnsupportedMode
 from csengine.graph import Affine, Clip, Graph, Relu
 from csengine.importers.builder import Value
 from csengine.importers.onnx import Imported
+from csengine.quantization import relative_error
 
 Array = NDArray[Any]
 
@@ -158,10 +159,6 @@ def _real(graph: Graph, name: str, values: Array) -> Array:
 
 def _compare(name: str, source: str, wanted: Array, got: Array) -> TensorCheck:
     difference = got - wanted
-    error = _root_mean_square(difference) / (_root_mean_square(wanted) or 1.0)
+    error = relative_error(got, wanted)
     largest = float(np.abs(difference).max(initial=0.0)) / (float(np.abs(wanted).max(initial=0.0)) or 1.0)
     return TensorCheck(name, source, wanted.size, error, largest)
-
-
-def _root_mean_square(values: Array) -> float:
-    return float(np.sqrt(np.square(values).mean()))

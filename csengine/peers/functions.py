@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csengine import reference
+from csengine import quantization, reference
 from csengine.container import Model
 from csengine.graph import (
     KWTA,
@@ -262,9 +262,7 @@ def expected(graph: Graph, x: Array, *, exact: bool) -> Array:
 
 
 def relative_error(got: Array, wanted: Array) -> float:
-    """Root of the mean squared difference over the root mean square of what is wanted."""
+    """As `csengine.quantization.relative_error`; infinite for another shape, or values that are not finite."""
     if got.shape != wanted.shape or not np.isfinite(got).all():
         return float("inf")
-    power = float(np.sqrt((wanted.astype(np.float64) ** 2).mean()))
-    difference = float(np.sqrt(((got.astype(np.float64) - wanted) ** 2).mean()))
-    return difference / (power or 1.0)
+    return quantization.relative_error(got, wanted)
