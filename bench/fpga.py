@@ -290,7 +290,7 @@ def waves() -> Record:
         bench.start(0, load=True)
         bench.wait()
         bench.put_samples(x)
-        bench.trace(place / "run.vcd", levels=4)
+        bench.trace(place / "run.vcd")
         bench.start(len(x), load=False)
         clocks_taken = bench.wait()
         bench.close()
@@ -306,15 +306,14 @@ def _changes(lines: Iterable[str], names: dict[str, str]) -> dict[str, list[list
     found: dict[str, list[list[int]]] = {name: [] for name in names}
     clock = 0
     for line in lines:
-        words_of = line.split()
-        if line.startswith("$scope"):
-            scope.append(words_of[2])
-        elif line.startswith("$upscope"):
-            scope.pop()
-        elif line.startswith("$var"):
-            path = ".".join([*(part for part in scope if part != "TOP"), words_of[4]])
-            if path in wanted:
-                paths.setdefault(words_of[3], []).append(wanted[path])
+        if line.lstrip().startswith("$"):
+            parts = line.split()
+            if parts[0] == "$scope":
+                scope.append(parts[2])
+            elif parts[0] == "$upscope":
+                scope.pop()
+            elif parts[0] == "$var" and (path := ".".join([*scope[1:], parts[4]])) in wanted:
+                paths.setdefault(parts[3], []).append(wanted[path])
         elif line.startswith("#"):
             clock = int(line[1:])
         elif line[:1] in ("0", "1") and line[1:].strip() in paths:
