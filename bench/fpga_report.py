@@ -292,7 +292,9 @@ def waves_picture(record: Record, path: Path) -> None:
     for place, spans in enumerate(record["stages"].values()):
         for word, (begin, end) in enumerate(spans):
             above.barh(place, end - begin, left=begin - start, color=shades[word % len(shades)], height=0.7)
-            above.text((begin + end) / 2 - start, place, f"word {word + 1}", ha="center", va="center", fontsize=9)
+            colour = "white" if shades[word % len(shades)] == pictures.SHADES[-1] else "black"
+            middle = (begin + end) / 2 - start
+            above.text(middle, place, f"word {word + 1}", ha="center", va="center", fontsize=9, color=colour)
     above.set_yticks(range(len(record["stages"])), record["stages"])
     above.invert_yaxis()
     above.set_xlabel("clocks since the first input")
