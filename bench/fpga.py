@@ -253,14 +253,14 @@ def mutants() -> list[Record]:
     ]
 
 
-#: Signals of the pipeline of `kws_paper`, by the name that a picture shows.
+#: When a stage of the pipeline of `kws_paper` works, by a signal, and where a word ends if that does not tell.
 _STAGES = {
-    "input": "csengine_top.n0_write",
-    "conv1": "csengine_top.u_n0.u_sequencer.busy_q",
-    "conv2": "csengine_top.u_n1.u_sequencer.busy_q",
-    "linear": "csengine_top.u_n2.u_sequencer.busy_q",
-    "k-WTA": "csengine_top.n2_winner_valid",
-    "output": "csengine_top.u_n3.u_sequencer.busy_q",
+    "input": ("n0_write", "n0_last"),
+    "conv1": ("u_n0.u_sequencer.busy_q", None),
+    "conv2": ("u_n1.u_sequencer.busy_q", None),
+    "linear": ("u_n2.u_sequencer.busy_q", None),
+    "k-WTA": ("n2_winner_valid", "n2_winner_last"),
+    "output": ("u_n3.u_sequencer.busy_q", None),
 }
 _BUSES = (
     "arvalid",
@@ -278,11 +278,12 @@ _BUSES = (
 
 
 def waves() -> Record:
-    """Clocks at which signals change while four words run: [[clock, value], ...] by name; clock 0 is the start."""
+    """When stages work and bus signals change while four words run, in clocks since the registers were set."""
     graph = shipped.load_model("kws_paper").model.graph
     made = plan(graph)
     x = np.random.default_rng(0).integers(0, 256, (4, *graph.input.shape), np.uint8)
-    names = {**_STAGES, **{name: f"csengine_top.m_axi_gmem_{name}" for name in _BUSES}}
+    signals = [signal for pair in _STAGES.values() for signal in pair if signal]
+    signals += [f"m_axi_gmem_{name}" for name in _BUSES]
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         bench = Bench(made, compile_top(generate.top(made), place, traced=True), len(x))
@@ -290,31 +291,47 @@ def waves() -> Record:
         bench.start(0, load=True)
         bench.wait()
         bench.put_samples(x)
-        bench.trace(place / "run.vcd", levels=4)
+        bench.trace(place / "run.vcd")
         bench.start(len(x), load=False)
         clocks_taken = bench.wait()
         bench.close()
-        changes = _changes((place / "run.vcd").open(), names)
-    return {"clocks": clocks_taken, "words": len(x), "changes": changes}
+        found = _changes((place / "run.vcd").open(), {f"csengine_top.{name}": name for name in signals})
+    stages = {name: _spans(found[busy], found[end] if end else None) for name, (busy, end) in _STAGES.items()}
+    if any(len(spans) != len(x) for spans in stages.values()):
+        raise AssertionError(f"stages do not show {len(x)} words: {stages}")
+    buses = {name: found[f"m_axi_gmem_{name}"] for name in _BUSES}
+    return {"clocks": clocks_taken, "words": len(x), "stages": stages, "buses": buses}
 
 
-def _changes(lines: Iterable[str], names: dict[str, str]) -> dict[str, list[list[int]]]:
-    """Changes of one-bit signals in a VCD file."""
+def _spans(busy: list[list[int]], ends: list[list[int]] | None) -> list[tuple[int, int]]:
+    """(begin, end) of every word: while a signal is 1, or from its first 1 to the pulse that ends the word."""
+    starts = [clock for clock, value in busy if value]
+    if ends is None:
+        return list(zip(starts, [clock for clock, value in busy if not value and clock > starts[0]], strict=True))
+    pulses = [clock for clock, value in ends if value]
+    begins = [starts[0]]
+    for pulse in pulses[:-1]:  # the signal may stay 1 from word to word
+        later = next((clock for clock in starts if clock > pulse), pulse + 1)
+        drops = any(pulse < clock <= pulse + 1 and not value for clock, value in busy)
+        begins.append(later if drops else pulse + 1)
+    return list(zip(begins, [pulse + 1 for pulse in pulses], strict=True))
+
+
+def _changes(lines: Iterable[str], wanted: dict[str, str]) -> dict[str, list[list[int]]]:
+    """[[clock, value], ...] of one-bit signals in a VCD file; wanted: the name of each path."""
     paths: dict[str, list[str]] = {}
     scope: list[str] = []
-    wanted = {path: name for name, path in names.items()}
-    found: dict[str, list[list[int]]] = {name: [] for name in names}
+    found: dict[str, list[list[int]]] = {name: [] for name in wanted.values()}
     clock = 0
     for line in lines:
-        words_of = line.split()
-        if line.startswith("$scope"):
-            scope.append(words_of[2])
-        elif line.startswith("$upscope"):
-            scope.pop()
-        elif line.startswith("$var"):
-            path = ".".join([*(part for part in scope if part != "TOP"), words_of[4]])
-            if path in wanted:
-                paths.setdefault(words_of[3], []).append(wanted[path])
+        if line.lstrip().startswith("$"):
+            parts = line.split()
+            if parts[0] == "$scope":
+                scope.append(parts[2])
+            elif parts[0] == "$upscope":
+                scope.pop()
+            elif parts[0] == "$var" and (path := ".".join([*scope[1:], parts[4]])) in wanted:
+                paths.setdefault(parts[3], []).append(wanted[path])
         elif line.startswith("#"):
             clock = int(line[1:])
         elif line[:1] in ("0", "1") and line[1:].strip() in paths:
@@ -331,16 +348,21 @@ def _changes(lines: Iterable[str], names: dict[str, str]) -> dict[str, list[list
 def _record(what: str, name: str, key: Record, measure: Callable[[], Any], again: bool) -> None:
     """Measure one item of a file and store it under its name, unless it is there with the same key."""
     path = RESULTS / f"fpga-{what}.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    kept = found.get(name)
+    kept = _read(path).get(name)
     if not again and kept and {**kept, **json.loads(json_text(key))} == kept:
         print(f"{what} of {name}: recorded", flush=True)
         return
     start = time.perf_counter()
     measured = measure()
-    found[name] = {**key, **(measured if isinstance(measured, dict) else {"rows": measured})}
+    record = {**key, **(measured if isinstance(measured, dict) else {"rows": measured})}
+    found = {**_read(path), name: record}  # others may have been stored meanwhile
     path.write_text(json_text(found) + "\n")
     print(f"{what} of {name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def _read(path: Path) -> Record:
+    found: Record = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def _graph_and_plan(name: str) -> tuple[Graph, Plan]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ def three_ways(clocks: Mapping[str, Record]) -> str:
     return (
         f"**At equal multipliers** ({dense['products']}, {half['products']} and {ours['products']} 8-bit products per "
         f"clock) the dense pipeline takes {ratio:.1f} times as many clocks as the sparse-sparse one, and "
-        f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. What bounds "
-        "the ratio is the first layer, whose input is dense and whose weights are half there. Lanes × columns × clocks "
+        f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. Thirty times "
+        "was aimed at; what bounds the ratio is the first layer, whose input is dense and whose weights are half there. Lanes × columns × clocks "
         f"of every layer, idle ones included:\n\n{markdown(header, rows)}\n\nThe layers whose input is sparse, too "
         f"({', '.join(twice)}), need {without[0] / without[2]:.0f} times fewer multipliers × clocks."
     )
@@ -258,7 +258,7 @@ def pipeline_picture(record: Record, path: Path) -> None:
 
 def _description(layer: Record | None, name: str) -> str:
     if layer is None:
-        return "8 bytes per clock\nfrom memory" if name == "input" else "histogram\n1 value per clock"
+        return "from memory\n1 position per clock" if name == "input" else "histogram\n1 value per clock"
     lanes, passes = layer["lanes"], layer["passes"]
     return (
         f"{lanes} {'lane' if lanes == 1 else 'lanes'} × {layer['outputs']} columns\n"
@@ -285,44 +285,29 @@ def resources_picture(record: Record, path: Path) -> None:
 
 
 def waves_picture(record: Record, path: Path) -> None:
-    """When stages and buses work, and one burst of the bus clock by clock."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(12, 7), layout="constrained", height_ratios=(3, 4))
-    changes = record["changes"]
-    start = min(clock for name in ("arvalid", "input") for clock, value in changes[name] if value)
-    stages = [name for name in changes if not name.startswith(("ar", "aw", "r", "w", "b"))]
-    for place, name in enumerate(stages):
-        spans = _spans(changes[name], gap=64)
+    """When stages work on which word, and the bus clock by clock."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(12, 6.6), layout="constrained", height_ratios=(3, 3))
+    shades = (*pictures.SHADES, pictures.GREY)
+    start = record["stages"]["input"][0][0]
+    for place, spans in enumerate(record["stages"].values()):
         for word, (begin, end) in enumerate(spans):
-            colour = (pictures.SHADES[0], pictures.SHADES[2])[word % 2]
-            above.barh(place, end - begin, left=begin - start, color=colour, height=0.7)
-    above.set_yticks(range(len(stages)), stages)
+            above.barh(place, end - begin, left=begin - start, color=shades[word % len(shades)], height=0.7)
+            colour = "white" if shades[word % len(shades)] == pictures.SHADES[-1] else "black"
+            middle = (begin + end) / 2 - start
+            above.text(middle, place, f"word {word + 1}", ha="center", va="center", fontsize=9, color=colour)
+    above.set_yticks(range(len(record["stages"])), record["stages"])
     above.invert_yaxis()
-    above.set_xlabel("clocks since the start")
-    pictures.titled(above, f"{record['words']} words in {record['clocks']:,} clocks: every stage works on another word")
-    first = min(clock for clock, value in changes["arvalid"] if value)
-    for place, name in enumerate(("arvalid", "arready", "rvalid", "rready", "rlast")):
-        clocks, values = _steps(changes[name], first - 2, first + 110)
+    above.set_xlabel("clocks since the first input")
+    pictures.titled(above, f"{record['words']} words in {record['clocks']:,} clocks")
+    shown = ("arvalid", "arready", "rvalid", "rready", "rlast")
+    first = min(clock for clock, value in record["buses"]["arvalid"] if value)
+    for place, name in enumerate(shown):
+        clocks, values = _steps(record["buses"][name], first - 2, first + 110)
         below.step(clocks, [0.7 * v - place for v in values], where="post", color=pictures.COLOURS[pictures.OWN])
-    below.set_yticks([0.3 - i for i in range(5)], ["arvalid", "arready", "rvalid", "rready", "rlast"])
-    below.set_xlabel("clocks since the first address")
-    pictures.titled(below, "The first reads on m_axi_gmem: bursts that follow each other without a gap")
+    below.set_yticks([0.3 - i for i in range(len(shown))], shown)
+    below.set_xlabel("clocks since two before the first address")
+    pictures.titled(below, "The first reads on m_axi_gmem: four bursts under way, eight bytes taken every eight clocks")
     pictures.save(figure, path)
-
-
-def _spans(changes: Iterable[Sequence[int]], gap: int) -> list[tuple[int, int]]:
-    """(begin, end) of the times a signal is 1; times closer than a gap count as one."""
-    spans: list[tuple[int, int]] = []
-    begin = None
-    for clock, value in changes:
-        if value and begin is None:
-            begin = clock
-        elif not value and begin is not None:
-            if spans and begin - spans[-1][1] < gap:
-                spans[-1] = (spans[-1][0], clock)
-            else:
-                spans.append((begin, clock))
-            begin = None
-    return spans
 
 
 def _steps(changes: Sequence[Sequence[int]], begin: int, end: int) -> tuple[list[int], list[int]]:

@@ -43,7 +43,7 @@ def _total_lut(layer: Layer) -> float:
     """Look-up tables of one column's totals in one lane."""
     if layer.slots == 1:
         return 2 * layer.lane_bits + 1
-    return 5.3 * layer.lane_bits + 15 + 0.045 * layer.lane_bits * max(0, layer.slots - 32)
+    return 6.3 * layer.lane_bits + 16 + 0.045 * layer.lane_bits * max(0, layer.slots - 32)
 
 
 def _input(layer: Layer) -> Resources:

@@ -58,10 +58,10 @@ class Bench {
     ~Bench() { top_->final(); }
 
 #if VM_TRACE
-    // Writes what happens from now on to a file: all signals down to so many levels of the hierarchy.
-    void trace(const char* path, int levels) {
+    // Writes what happens from now on to a file.
+    void trace(const char* path) {
         trace_.reset(new VerilatedVcdC);
-        top_->trace(trace_.get(), levels);
+        top_->trace(trace_.get(), 99);
         trace_->open(path);
     }
 #endif
@@ -229,7 +229,7 @@ Bench* bench_new(uint8_t* memory, uint64_t bytes, unsigned stall_percent, uint64
 }
 void bench_delete(Bench* bench) { delete bench; }
 #if VM_TRACE
-void bench_trace(Bench* bench, const char* path, int levels) { bench->trace(path, levels); }
+void bench_trace(Bench* bench, const char* path) { bench->trace(path); }
 #endif
 void bench_reset(Bench* bench) { bench->reset(); }
 void bench_step(Bench* bench, uint64_t clocks) { bench->step(clocks); }

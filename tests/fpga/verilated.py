@@ -96,9 +96,9 @@ class Bench:
     def close(self) -> None:
         self._library.bench_delete(self._bench)
 
-    def trace(self, path: Path, levels: int) -> None:
-        """Record signals down to so many levels from now on; needs a library that is `traced`."""
-        self._library.bench_trace(self._bench, str(path).encode(), levels)
+    def trace(self, path: Path) -> None:
+        """Record signals from now on; needs a library that is `traced`."""
+        self._library.bench_trace(self._bench, str(path).encode())
 
     def write(self, offset: int, value: int, words: int = 1) -> None:
         for i in range(words):
