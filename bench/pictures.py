@@ -257,7 +257,7 @@ def imported(report: Report, path: Path) -> None:
         axes.set_xlabel("ms per image")
         titled(axes, f"{contest['name']}, batch {contest['batch']}")
     figure.suptitle(
-        f"Whole networks with {TYPICAL:.0%} of the weights, one core, each runtime at its best", weight="bold"
+        f"Whole networks with {TYPICAL:.0%} of the weights,\none core, each runtime at its best", weight="bold"
     )
     save(figure, path)
 
