@@ -93,7 +93,8 @@ def three_ways(clocks: Mapping[str, Record]) -> str:
         f"**At equal multipliers** ({dense['products']}, {half['products']} and {ours['products']} 8-bit products per "
         f"clock) the dense pipeline takes {ratio:.1f} times as many clocks as the sparse-sparse one, and "
         f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. Thirty times "
-        "was aimed at; what bounds the ratio is the first layer, whose input is dense and whose weights are half there. Lanes × columns × clocks "
+        "was aimed at; what bounds the ratio is the first layer, "
+        "whose input is dense and whose weights are half there. Lanes × columns × clocks "
         f"of every layer, idle ones included:\n\n{markdown(header, rows)}\n\nThe layers whose input is sparse, too "
         f"({', '.join(twice)}), need {without[0] / without[2]:.0f} times fewer multipliers × clocks."
     )
