@@ -255,10 +255,8 @@ def imported(report: Report, path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlim(0, axes.dataLim.x1 * 1.5)
         axes.set_xlabel("ms per image")
-        titled(axes, f"{contest['name']}, batch {contest['batch']}")
-    figure.suptitle(
-        f"Whole networks with {TYPICAL:.0%} of the weights,\none core, each runtime at its best", weight="bold"
-    )
+        titled(axes, f"{contest['name']},\nbatch {contest['batch']}")
+    figure.suptitle(f"{TYPICAL:.0%} of the weights, one core, each runtime at its best", weight="bold")
     save(figure, path)
 
 
