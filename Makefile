@@ -11,8 +11,8 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples \
-  fpga-report fuzz sanitize memcheck clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study kws-sparsity kws-first-layer digits-study \
+  docs wheel fpga-samples fpga-report fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -80,6 +80,18 @@ train-kws: $(VENV)/.test
 kws-study: $(VENV)/.test
 	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/study.py
+
+# Accuracy against sparsity of the keyword-spotting network, one seed. About an hour on one core.
+kws-sparsity: $(VENV)/.bench
+	tools/system_packages.sh $(SPEECH)
+	$(BIN)/python examples/keyword_spotting/sparsity.py --jobs 1
+	$(BIN)/python bench/report.py
+
+# A first layer with 5 of 25 weights beside the paper's 12, one seed.
+kws-first-layer: $(VENV)/.test
+	tools/system_packages.sh $(SPEECH)
+	$(BIN)/python examples/keyword_spotting/study.py --variant sparse-sparse --variant sparse-sparse-first --seed 0 \
+	  --results examples/keyword_spotting/results/first-layer.json
 
 # More samples of the shipped networks on emulated hardware than the tests try.
 fpga-samples: $(VENV)/.test

@@ -80,23 +80,25 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     in_training = pool_first(network)
-    masks_made = [round(share * epochs) for share in recipe.pruned_after]
+    masks_made = [round(share * steps) for share in recipe.pruned_after]
+    step = 0
     averaged: AveragedModel | None = None
     for epoch in range(epochs):
-        for stage, due in enumerate(masks_made, start=1):
-            if epoch == due:
-                prune(network, variant, seed, len(masks_made) - stage)
-        if epoch == masks_made[-1]:
-            averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
         started, total = time.perf_counter(), 0.0
         network.train()
         for x, y in batches(training, epoch, recipe.batch):
+            for stage, due in enumerate(masks_made, start=1):
+                if step == due:
+                    prune(network, variant, seed, len(masks_made) - stage)
+            if step == masks_made[-1]:
+                averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
             x = spec_augment(distort(x)).to(memory_format=torch.channels_last)
             loss = loss_of(in_training, x, y, recipe, teacher)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            step += 1
             if averaged is not None:
                 averaged.update_parameters(network)
             total += loss.item() * len(y)
