@@ -117,15 +117,21 @@ def train(
 
 def loss_of(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
     """Cross-entropy of the network's answers to the labels, mixed with that to the teacher's (Hinton et al., 2015)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
         scores = network(x)
     loss = nn.functional.cross_entropy(scores.float(), y, label_smoothing=recipe.label_smoothing)
     if teacher is None:
         return loss
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
         answers = (teacher(x).float() / recipe.temperature).softmax(dim=1)
     taught = nn.functional.cross_entropy(scores.float() / recipe.temperature, answers) * recipe.temperature**2
     return torch.lerp(loss, taught, recipe.taught)
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor does; elsewhere bfloat16 is emulated, and ten times slower than float32."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def batches(features: dataset.Features, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -174,7 +180,7 @@ def spec_augment(x: Tensor, widest: int = 3) -> Tensor:
 
 @torch.no_grad()
 def recalibrate_norms(network: nn.Sequential, features: dataset.Features, samples: int = 8192) -> None:
-    """Take the batch-norm statistics from the final weights, in float32: training moved them in bfloat16."""
+    """Take the batch-norm statistics from the final weights, in float32: training may have moved them in bfloat16."""
     norms = [module for module in network if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -219,6 +225,7 @@ def run(variant: str, seed: int, features: dict[str, dataset.Features], output: 
         "training_seconds": round(time.perf_counter() - started, 1),
         "float": {split: accuracy(network, features[split]) for split in ("validation", "test")},
         "torch": torch.__version__,
+        "bfloat16": multiplies_bfloat16(),
     }
     output.mkdir(parents=True, exist_ok=True)
     network.to(memory_format=torch.contiguous_format)
