@@ -456,7 +456,8 @@ def sparsity_table(results: list[Row]) -> str:
     methods = [method for method in METHODS if method in found]
     sparsities = sorted({result["sparsity"] for result in results} - {0.0})
     rows = [
-        (percent(sparsity), *(_mean_percent(found[method][sparsity]) for method in methods)) for sparsity in sparsities
+        (percent(sparsity), *(_mean_percent(found[method].get(sparsity)) for method in methods))
+        for sparsity in sparsities
     ]
     return markdown((">sparsity", *(f">{METHODS[method]}" for method in methods)), rows)
 
@@ -473,8 +474,8 @@ def dense_accuracy(results: list[Row]) -> str:
     return f"{_mean_percent(dense)} ({seeds}, int8)"
 
 
-def _mean_percent(values: list[float]) -> str:
-    return percent(sum(values) / len(values), 1)
+def _mean_percent(values: list[float] | None) -> str:
+    return percent(sum(values) / len(values), 1) if values else ""
 
 
 def imports_table(networks: Iterable[Row]) -> str:

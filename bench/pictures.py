@@ -339,7 +339,7 @@ def sparsity(results: Sequence[Row], path: Path, title: str, error: float = 0.0)
         axes.fill_between(x, np.subtract(lowest, 100 * error), np.add(highest, 100 * error), alpha=0.15)
     axes.set_xscale("log")
     axes.invert_xaxis()
-    ticks = [100 * (1 - sparsity) for sparsity, _ in points]
+    ticks = sorted({100 * (1 - result["sparsity"]) for result in results if result["sparsity"]})
     axes.set_xticks(ticks, [f"{100 - tick:.0f} %" for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.set(xlabel="sparsity of the two middle layers", ylabel="accuracy, %")
