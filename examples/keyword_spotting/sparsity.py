@@ -2,7 +2,7 @@
 
     python sparsity.py     # trains what is missing in --output → bench/results/kws-sparsity.json
 
-Every network goes on from the same dense teacher for a few epochs and learns its answers as well as the labels; conv1
+Every network goes on from the same dense teacher for a short while and learns its answers as well as the labels; conv1
 and the output layer stay dense. Only how the weights are chosen that stay differs:
 
     random      a complementary pattern drawn before, whatever the teacher's weights are, and never changed
@@ -16,7 +16,7 @@ Accuracies are those of the packed int8 network, as the engine computes it, on v
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,17 +28,15 @@ from torch import nn
 from train import accuracy, add_arguments, load_network, prepare, recipe_of
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "kws-sparsity.json"
-EPOCHS = 2
+EPOCHS = 1
 PRUNED_AFTER = (0.0, 0.2)  # the teacher is trained already, so that pruning begins at once
 AVERAGING = 0.97  # in so few steps a slower average would remember the weights just pruned
 
 
-def measure(
-    output: Path, seed: int, features: dict[str, dataset.Features], sparsities: Sequence[float] = SPARSITIES
-) -> Iterator[dict[str, object]]:
+def measure(output: Path, seed: int, features: dict[str, dataset.Features]) -> Iterator[dict[str, object]]:
     """Density and accuracies of the teacher and of every network that has a checkpoint in ``output``."""
     calibration = calibration_clips(features)
-    points = [(method, sparsity, on_curve(method, sparsity)) for method in METHODS for sparsity in sparsities]
+    points = [(method, sparsity, on_curve(method, sparsity)) for method in METHODS for sparsity in SPARSITIES]
     for method, sparsity, variant in [("dense", 0.0, TEACHER), *points]:
         checkpoint = output / f"{variant}-{seed}.pt"
         if checkpoint.exists():
@@ -63,19 +61,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sparsity", type=float, choices=SPARSITIES, action="append", help="instead of all")
+    parser.add_argument("--method", choices=METHODS, action="append", help="trains instead of all")
+    parser.add_argument("--sparsity", type=float, choices=SPARSITIES, action="append", help="trains instead of all")
     parser.add_argument("--evaluate", action="store_true", help="train nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     add_arguments(parser)
     parser.set_defaults(epochs=EPOCHS)
     arguments = parser.parse_args()
-    sparsities = arguments.sparsity or SPARSITIES
+    methods, sparsities = arguments.method or METHODS, arguments.sparsity or SPARSITIES
     recipe = replace(recipe_of(arguments), pruned_after=PRUNED_AFTER, averaging=AVERAGING)
     features = prepare(arguments.data, arguments.features, recipe)
     if not arguments.evaluate:
-        variants = [on_curve(method, sparsity) for sparsity in sparsities for method in METHODS]
+        variants = [on_curve(method, sparsity) for sparsity in sparsities for method in methods]
         train_missing(variants, (arguments.seed,), arguments, recipe)
-    results = list(measure(arguments.output, arguments.seed, features, sparsities))
+    results = list(measure(arguments.output, arguments.seed, features))
     write(arguments.results, arguments.data, recipe, results=results)
     for result in results:
         print(result)
