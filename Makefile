@@ -91,8 +91,8 @@ kws-sparsity: $(VENV)/.bench
 # A first layer with 5 of 25 weights beside the paper's 12, in as short a training.
 kws-first-layer: $(VENV)/.test
 	tools/system_packages.sh $(SPEECH)
-	$(BIN)/python examples/keyword_spotting/study.py --variant sparse-sparse --variant sparse-sparse-first \
-	  $(KWS_SHORT) --epochs 6 --results examples/keyword_spotting/results/first-layer.json
+	$(BIN)/python examples/keyword_spotting/study.py --variant teacher --variant sparse-sparse \
+	  --variant sparse-sparse-first $(KWS_SHORT) --epochs 6 --results examples/keyword_spotting/results/first-layer.json
 
 # More samples of the shipped networks on emulated hardware than the tests try.
 fpga-samples: $(VENV)/.test

@@ -2,7 +2,7 @@
 
     python study.py              # trains what is missing in --output, then evaluates
     python study.py --evaluate   # evaluates the checkpoints that exist
-    python study.py --variant sparse-sparse --variant sparse-sparse-first --seed 0 --results results/first-layer.json
+    python study.py --variant sparse-sparse --variant sparse-sparse-first --seed 0 --results first-layer.json
 
 The result is one JSON file, ``results/study.json`` beside this script: per variant and split the accuracy of every
 seed, mean and sample standard deviation, and the facts needed to judge them.
