@@ -200,7 +200,7 @@ def kws_sparsity(report: comparison.Report, images: Path) -> dict[str, str]:
     return {
         "kws-sparsity": "![Accuracy against sparsity of the keyword-spotting network](images/kws-sparsity.png)\n\n"
         f"{comparison.sparsity_table(results)}\n\nDense: {comparison.dense_accuracy(results)}. "
-        f"{report['recipe']['epochs']} epochs of every sparse network. {clips:,} clips of {data['test_speakers']} "
+        f"Epochs of every sparse network: {report['recipe']['epochs']}. {clips:,} clips of {data['test_speakers']} "
         "speakers that training never heard; the standard error of a figure, from the number of clips, is "
         f"{100 * min(errors):.1f} to {100 * max(errors):.1f} points."
     }
