@@ -22,6 +22,10 @@ NETWORKS = {
 WITH_WINNERS = ("sparse-sparse-blocked", "sparse-sparse")
 TYPICAL = 0.1
 BLOCKS = ("1×1", "1×16", "4×16")
+NARROW = (
+    " In ONNX Runtime and OpenVINO, 8-bit layers have weights of 7 bits: without VNNI, as on this processor, their "
+    "sums of 8-bit weights saturate."
+)
 
 
 def conditions(report: Report) -> str:
@@ -29,6 +33,8 @@ def conditions(report: Report) -> str:
     machine = report["machine"]
     shown = ", ".join(f"{NAMES[peer['peer']]} {peer['versions'][peer['peer']]}" for peer in report["peers"])
     notes = "".join(f" {peer['note']}." for peer in report["peers"] if peer["note"])
+    if not machine.get("vnni", True):
+        notes += NARROW
     busy = (machine["load_average"] or 0) > 1.5  # one is what a measurement before this one leaves behind
     load = f" **The machine was busy (load {machine['load_average']}).**" if busy else ""
     return (
