@@ -31,15 +31,18 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# Our own speed: networks, every kernel, how time grows; then the tables and pictures.
+# Our own speed: networks, every kernel, how time grows; then the tables and pictures. RESULTS=bench/results/NAME keeps
+# what another machine needs beside what is there: for docs/performance-NAME.md.
+RESULTS ?= bench/results
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
 bench: $(VENV)/.bench
+	mkdir -p $(RESULTS)
 	for model in kws kws_paper; do \
-	  $(BIN)/csengine bench $$model -b 1,8,64 --cpus $(BENCH_CPU) --runs 1000 --json -o bench/results/$$model.json || exit; done
+	  $(BIN)/csengine bench $$model -b 1,8,64 --cpus $(BENCH_CPU) --runs 1000 --json -o $(RESULTS)/$$model.json || exit; done
 	taskset -c $(BENCH_CPU) $(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-max-time=0.5 \
-	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/kernels.json
-	$(BIN)/python bench/scaling.py
-	$(BIN)/python bench/numba_twin.py
+	  --benchmark-columns=median,iqr,rounds --benchmark-json=$(RESULTS)/kernels.json
+	$(BIN)/python bench/scaling.py --output $(RESULTS)
+	$(BIN)/python bench/numba_twin.py --output $(RESULTS)
 	$(BIN)/python bench/report.py
 
 # Other runtimes, each in an environment of its own, for `csengine bench --against`.
@@ -49,7 +52,7 @@ peers: $(PEERS:%=.venv-peers/%/.ready)
 
 # The same functions in all of them; then the tables and pictures.
 bench-peers: $(VENV)/.bench peers
-	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
+	$(BIN)/python bench/against_peers.py --peers '$(PEERS)' --output $(RESULTS)
 	$(BIN)/python bench/report.py
 
 # The documentation as a web site in build/site.

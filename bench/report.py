@@ -5,6 +5,7 @@
 Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
 the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
 `<!-- end NAME -->` in README.md, docs/*.md and the example's README.md. What was not measured has no section.
+`bench/results/MACHINE/*.json`, of other machines, go to docs/performance-MACHINE.md in the same way.
 """
 
 from __future__ import annotations
@@ -222,9 +223,9 @@ def aims_reached(results: Path) -> dict[str, str]:
     return {"aims": aims.table({suite: read(path) for suite, path in paths.items()})} if paths else {}
 
 
-def insert(path: Path, found: Mapping[str, str]) -> None:
-    """Replace what stands between the markers of each section in a page."""
-    place = Path(os.path.relpath(IMAGES, path.parent)).as_posix()
+def insert(path: Path, found: Mapping[str, str], images: Path | None = None) -> None:
+    """Replace what stands between the markers of each section in a page, whose pictures are in `images`."""
+    place = Path(os.path.relpath(images or IMAGES, path.parent)).as_posix()
     text = path.read_text(encoding="utf-8")
     for name, section in found.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
@@ -238,6 +239,10 @@ def main() -> None:
     found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES) | fpga_report.sections(RESULTS, IMAGES)
     for page in (ROOT / "README.md", STUDY.parent.parent / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         insert(page, found)
+    for results in (path for path in sorted(RESULTS.iterdir()) if path.is_dir()):
+        images = IMAGES / results.name
+        images.mkdir(exist_ok=True)
+        insert(ROOT / "docs" / f"performance-{results.name}.md", sections(results, images), images)
 
 
 if __name__ == "__main__":
