@@ -92,14 +92,16 @@ class Builder {
   public:
     // measure: take the fastest kernels that use no more sparsity than `mode`. Otherwise kernels of exactly that mode
     // where a layer has it; "" lets the cost model choose the mode. split_above: seconds of a layer from which on
-    // threads share it.
-    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep, int threads, double split_above)
+    // threads share it. weight_bytes: of all layers.
+    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep, int threads, double split_above,
+            size_t weight_bytes)
         : tier_(tier_from_name(tier)),
           mode_(mode_from_name(mode)),
           measure_(measure),
           keep_(keep),
           threads_(threads),
-          split_above_(split_above) {
+          split_above_(split_above),
+          sweep_(measure ? weight_bytes : 0) {
         require(is_available(tier_), "this machine cannot run that tier");
     }
 
@@ -220,7 +222,8 @@ class Builder {
     const Tensor& at(int tensor) const { return tensors_.at(tensor).type; }
 
     Choice<LayerSpec> choose(const LayerSpec& spec, double activity) const {
-        if (measure_) return measure_layer(spec, tier_, mode_ == Mode::none ? Mode::sparse_sparse : mode_, activity);
+        const Mode limit = mode_ == Mode::none ? Mode::sparse_sparse : mode_;
+        if (measure_) return measure_layer(spec, tier_, limit, activity, sweep_);
         return choose_layer(spec, tier_, mode_ == Mode::none ? cheapest_mode(spec, activity) : mode_);
     }
 
@@ -241,6 +244,7 @@ class Builder {
     bool measure_, keep_;
     int threads_;
     double split_above_;
+    CacheSweep sweep_;
     std::vector<ProgramTensor> tensors_;
     std::vector<ProgramStep> steps_;
 };
@@ -385,7 +389,7 @@ PYBIND11_MODULE(_native, m) {
         .def("choices", &choices, "Node, kernel, tier, mode and the kernels tried of every step.");
 
     py::class_<Builder>(m, "Builder")
-        .def(py::init<const std::string&, const std::string&, bool, bool, int, double>())
+        .def(py::init<const std::string&, const std::string&, bool, bool, int, double, size_t>())
         .def("tensor", &Builder::tensor)
         .def("view", &Builder::view)
         .def("input", &Builder::input)
