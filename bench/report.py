@@ -5,7 +5,8 @@
 Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
 the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
 `<!-- end NAME -->` in README.md, docs/*.md and the example's README.md. What was not measured has no section.
-`bench/results/MACHINE/*.json`, of other machines, go to docs/performance-MACHINE.md in the same way.
+`bench/results/MACHINE/*.json`, of other machines, go to docs/performance-MACHINE.md in the same way, and to NAME-MACHINE
+elsewhere.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def networks(report: comparison.Report, images: Path) -> dict[str, str]:
     picture = "![Time per word of csengine and of other runtimes](images/peers.png)"
     conditions = comparison.conditions(report)
     return {
+        "ratios": comparison.ratios_table(report),
         "main": f"{picture}\n\n{comparison.main_table(report)}\n\n{MAIN_NOTE}\n\n{conditions}",
         "peers-networks": f"## Keyword spotting\n\n{picture}\n\n{comparison.ratios_table(report)}\n\n"
         f"![Words per second by batch size](images/batches.png)\n\n{comparison.networks_table(report)}"
@@ -223,9 +225,9 @@ def aims_reached(results: Path) -> dict[str, str]:
     return {"aims": aims.table({suite: read(path) for suite, path in paths.items()})} if paths else {}
 
 
-def insert(path: Path, found: Mapping[str, str], images: Path | None = None) -> None:
-    """Replace what stands between the markers of each section in a page, whose pictures are in `images`."""
-    place = Path(os.path.relpath(images or IMAGES, path.parent)).as_posix()
+def insert(path: Path, found: Mapping[str, str]) -> None:
+    """Replace what stands between the markers of each section in a page."""
+    place = Path(os.path.relpath(IMAGES, path.parent)).as_posix()
     text = path.read_text(encoding="utf-8")
     for name, section in found.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
@@ -234,15 +236,23 @@ def insert(path: Path, found: Mapping[str, str], images: Path | None = None) -> 
     path.write_text(text, encoding="utf-8")
 
 
+def of_machine(results: Path) -> dict[str, str]:
+    """The sections of another machine, whose pictures are in a directory of their own."""
+    images = IMAGES / results.name
+    images.mkdir(exist_ok=True)
+    found = sections(results, images).items()
+    return {name: text.replace("](images/", f"](images/{results.name}/") for name, text in found}
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES) | fpga_report.sections(RESULTS, IMAGES)
+    machines = {path.name: of_machine(path) for path in sorted(RESULTS.iterdir()) if path.is_dir()}
+    pages = {ROOT / "docs" / f"performance-{machine}.md": its for machine, its in machines.items()}
+    for machine, its in machines.items():
+        found |= {f"{name}-{machine}": text for name, text in its.items()}
     for page in (ROOT / "README.md", STUDY.parent.parent / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        insert(page, found)
-    for results in (path for path in sorted(RESULTS.iterdir()) if path.is_dir()):
-        images = IMAGES / results.name
-        images.mkdir(exist_ok=True)
-        insert(ROOT / "docs" / f"performance-{results.name}.md", sections(results, images), images)
+        insert(page, pages.get(page, found))
 
 
 if __name__ == "__main__":
