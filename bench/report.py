@@ -5,8 +5,8 @@
 Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
 the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
 `<!-- end NAME -->` in README.md, docs/*.md and the example's README.md. What was not measured has no section.
-`bench/results/MACHINE/*.json`, of other machines, go to docs/performance-MACHINE.md in the same way, and to NAME-MACHINE
-elsewhere.
+`bench/results/MACHINE/*.json`, of other machines, go to docs/performance-MACHINE.md in the same way, and
+to the sections NAME-MACHINE of the others.
 """
 
 from __future__ import annotations
