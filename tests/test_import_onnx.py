@@ -99,6 +99,8 @@ OPERATIONS = {
     "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
     "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
+    "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
+    "local_response_norm_of_defaults": (node("LRN", "x", size=5), {}),
 }
 
 
@@ -123,7 +125,7 @@ def test_a_channel_shuffle_becomes_a_sparse_convolution() -> None:
     assert_same(model_of(nodes, {"a": np.int64([1, 2, 3, 9, 8]), "b": np.int64([1, 6, 9, 8])}))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v2"])
+@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v1", "inception_v2"])
 def test_a_whole_network(name: str) -> None:
     model = light(name)
     imported = read(model)
@@ -148,11 +150,11 @@ def test_mobilenet_v2_of_the_transformers_package() -> None:
 
 
 def test_everything_unsupported_is_listed() -> None:
-    nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=3)]
+    nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=4)]
     with pytest.raises(UnsupportedModelError) as error:
         read(model_of([*nodes, node("Mul", "a", "b")], {}))
     assert "gate (Sigmoid): has no counterpart; retrain with Relu" in str(error.value)
-    assert "b (LRN): has no counterpart; retrain without it" in str(error.value)
+    assert "b (LRN): b: sums over 4 channels; expected an odd number" in str(error.value)
 
 
 TOP = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=1)

@@ -74,6 +74,11 @@ def test_global_average_pooling_and_image_outputs() -> None:
     assert_same(module, load(module, (2, 9, 7)), 2, 9, 7)
 
 
+def test_local_response_normalization() -> None:
+    network = settle(nn.Sequential(nn.Conv2d(3, 7, 3), nn.LocalResponseNorm(3, 0.5, 0.6, 2.0)), 3, 6, 5)
+    assert_same(network, load(network, (3, 6, 5)), 3, 6, 5)
+
+
 def test_vectors() -> None:
     module = settle(nn.Sequential(nn.Linear(10, 30), nn.BatchNorm1d(30), KWinners(4, "local"), nn.Linear(30, 2)), 10)
     assert_same(module, load(module, (10,)), 10)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from csengine.graph import AveragePool, Clip, Gelu, MaxPool, Relu
+from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, MaxPool, Relu
 from csengine.importers import onnx_winners as winners
 from csengine.importers import sequences
 from csengine.importers.builder import (
@@ -267,6 +267,12 @@ def layer_norm(call: Call) -> Result:
     return sequences.layer_norm(call.state.builder, call.name, x, scale, shift, call.get("epsilon", 1e-5))
 
 
+def local_response_norm(call: Call) -> Result:
+    x = call.state.builder.image(call.tensor(0), call.name)
+    factors = {key: float(call.get(key, usual)) for key, usual in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))}
+    return call.state.builder.elementwise(LocalResponseNorm, call.name, x, size=call.get("size"), **factors)
+
+
 def attention(call: Call) -> Result:
     options = {key: value for key, value in call.attributes.items() if key != "scale" and value}
     plain = len([name for name in call.names if name]) == 3 and not options
@@ -305,6 +311,9 @@ def divide(call: Call) -> Result:
 def _scale(call: Call, x: Value, constant: Array) -> Value:
     """`x * constant`; remembered, because winners may be ranked by it, and a factor may undo another."""
     factor = _per_sample(constant, x)
+    extents = zip(factor.shape[::-1], x.shape[::-1], strict=False)
+    if (factor == 1).all() and factor.ndim <= len(x.shape) and all(n in (1, m) for n, m in extents):
+        return x
     source, known = call.state.scaled.get(x.name, (x, np.ones(())))
     if known.size == factor.size == 1 and float(known.item()) * float(factor.item()) == 1.0:
         return source
@@ -400,6 +409,19 @@ def pad(call: Call) -> Result:
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def arranging(operation: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """An operation that only arranges elements, for activations and for the mask of their winners."""
+
+    def arrange(call: Call) -> Any:
+        mask = call.operand(0)
+        if not isinstance(mask, winners.Mask):
+            return operation(call)
+        known = {**call.state.known, call.names[0]: mask.laid}
+        return replace(mask, laid=operation(replace(call, state=replace(call.state, known=known))))
+
+    return arrange
 
 
 def concat(call: Call) -> Result:
@@ -587,19 +609,20 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Gelu": gelu,
     "Erf": erf,
     "LayerNormalization": layer_norm,
+    "LRN": local_response_norm,
     "Attention": attention,
     "Mul": multiply,
     "Div": divide,
     "Concat": concat,
-    "Flatten": flatten,
-    "Reshape": reshape,
-    "Squeeze": squeeze,
-    "Unsqueeze": unsqueeze,
-    "Transpose": transpose,
+    "Flatten": arranging(flatten),
+    "Reshape": arranging(reshape),
+    "Squeeze": arranging(squeeze),
+    "Unsqueeze": arranging(unsqueeze),
+    "Transpose": arranging(transpose),
     "Split": split,
     "Softmax": softmax,
     "Shape": shape,
-    "Identity": same,
+    "Identity": arranging(same),
     "Dropout": same,
     "Cast": cast,
     "QuantizeLinear": quantize,
@@ -616,7 +639,6 @@ OF_CONSTANTS: Mapping[str, Callable[[Call], Array]] = {
 REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), "export in the QDQ format"),
     "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
-    "LRN": "retrain without it, or with batch normalization",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
     "Sigmoid": "retrain with Relu, or compute it outside if it is last",
     **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Elu", "Tanh"), "retrain with Relu or Clip"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csengine.graph import AveragePool, Clip, Gelu, Packing, Relu
+from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, Packing, Relu
 from csengine.importers import sequences
 from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis, with_dilation
 from csengine.torch.kwinners import KWinners
@@ -206,6 +206,17 @@ def _layer_norm(
     scale = np.ones(size) if weight is None else _numpy(weight)
     shift = np.zeros(size) if bias is None else _numpy(bias)
     return sequences.layer_norm(builder, name, value, scale, shift, eps)
+
+
+def _local_response_norm(
+    builder: Builder, name: str, x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Any:
+    image = builder.image(builder.padded(name, x), name)
+    return builder.elementwise(LocalResponseNorm, name, image, size=size, alpha=alpha, beta=beta, bias=float(k))
+
+
+def _local_response_norm_module(builder: Builder, name: str, x: Any, layer: nn.LocalResponseNorm) -> Any:
+    return _local_response_norm(builder, name, x, layer.size, layer.alpha, layer.beta, layer.k)
 
 
 def _attention(
@@ -453,6 +464,7 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.Dropout: lambda builder, name, x, layer: x,
     nn.Dropout2d: lambda builder, name, x, layer: x,
     nn.LayerNorm: _layer_norm_module,
+    nn.LocalResponseNorm: _local_response_norm_module,
     nn.GELU: lambda builder, name, x, layer: _gelu(builder, name, x, layer.approximate),
     nn.MultiheadAttention: _attention_module,
     nn.TransformerEncoderLayer: _encoder_layer,
@@ -472,6 +484,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.softmax, torch.softmax), _softmax),
     functional.gelu: _gelu,
     functional.layer_norm: _layer_norm,
+    functional.local_response_norm: _local_response_norm,
     functional.scaled_dot_product_attention: _attention,
     functional.linear: _linear_function,
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), _matmul),
