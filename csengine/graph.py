@@ -443,7 +443,8 @@ class Quantize(Node):
     @property
     def inv_scale(self) -> np.float32:
         """The one float32 factor that quantizes."""
-        return np.float32(1.0 / self.scale)
+        factor: np.float32 = np.float32(1.0 / self.scale)
+        return factor
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         """The input's shape, of the given type."""

@@ -125,7 +125,9 @@ def test_a_channel_shuffle_becomes_a_sparse_convolution() -> None:
     assert_same(model_of(nodes, {"a": np.int64([1, 2, 3, 9, 8]), "b": np.int64([1, 6, 9, 8])}))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v1", "inception_v2"])
+@pytest.mark.parametrize(
+    "name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v1", "inception_v2"]
+)
 def test_a_whole_network(name: str) -> None:
     model = light(name)
     imported = read(model)

@@ -250,7 +250,30 @@ def test_a_graph_that_computes_something_else_is_refused() -> None:
     assert load(InPlace(), (6,), check=False).output_type.shape == (6,)
 
 
-def test_what_cannot_be_traced_says_so() -> None:
+def test_what_fx_cannot_trace_goes_through_onnx() -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+
+    class AsksForShapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = winners_network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[-1] != 6:
+                raise ValueError("expected images of 6 columns")
+            return self.network(x) if x.ndim == 4 else x
+
+    network = AsksForShapes()
+    network.network.cnn1_kwinner.set_boost_strength(1.0)
+    settle(network, 1, 6, 6)
+    graph = load(network, (1, 6, 6))
+    assert {node.scope for node in graph.nodes if isinstance(node, KWTA)} == {"local", "global"}
+    assert_same(network, graph, 1, 6, 6)
+
+
+def test_what_cannot_be_followed_says_so() -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+
     class Branches(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
@@ -259,7 +282,8 @@ def test_what_cannot_be_traced_says_so() -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
 
-    with pytest.raises(UnsupportedModelError, match=r"cannot trace the module .* export it to ONNX"):
+    reason = r"fx cannot trace the module .* torch.export cannot follow it .* control flow must not depend on data"
+    with pytest.raises(UnsupportedModelError, match=reason):
         load(Branches(), (6,))
     with pytest.raises(UnsupportedModelError, match="is a second input"):
         load(TwoInputs(), (6,))
