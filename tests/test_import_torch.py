@@ -19,6 +19,7 @@ from csengine.convert import convert, pack_graph  # noqa: E402
 from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
+from csengine.quantization import relative_error  # noqa: E402
 from csengine.torch import KWinners, attach_mask, random_mask  # noqa: E402
 
 
@@ -77,6 +78,18 @@ def test_global_average_pooling_and_image_outputs() -> None:
 def test_local_response_normalization() -> None:
     network = settle(nn.Sequential(nn.Conv2d(3, 7, 3), nn.LocalResponseNorm(3, 0.5, 0.6, 2.0)), 3, 6, 5)
     assert_same(network, load(network, (3, 6, 5)), 3, 6, 5)
+
+
+def test_a_network_with_local_response_normalization_is_quantized() -> None:
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.LocalResponseNorm(5, 0.1), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3)]
+    network = settle(nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)), 3, 12, 12)
+    graph, x = load(network, (3, 12, 12)), np.random.default_rng(0).standard_normal((32, 12, 12, 3), np.float32)
+    model, _ = convert(graph, x)
+    assert relative_error(reference.run(model.graph, x), reference.run(graph, x)) < 0.02
+    for backend in ("cpp", "numba"):
+        got = Engine(model, backend=backend).run(x.transpose(0, 3, 1, 2))  # type: ignore[arg-type]
+        expected = reference.run(model.graph, x)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 * np.abs(expected).max())
 
 
 def test_vectors() -> None:

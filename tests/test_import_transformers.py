@@ -18,12 +18,14 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from csengine import Engine, UnsupportedModelError, reference  # noqa: E402
+from csengine.cli import main  # noqa: E402
 from csengine.convert import convert  # noqa: E402
-from csengine.graph import KWTA, Conv2d, Gelu, Linear, MatMul  # noqa: E402
+from csengine.graph import KWTA, Conv2d, Gelu, LayerNorm, Linear, MatMul  # noqa: E402
 from csengine.importers import onnx as onnx_importer  # noqa: E402
 from csengine.importers.check import check  # noqa: E402
 from csengine.importers.torch import load  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
+from csengine.quantization import relative_error  # noqa: E402
 from csengine.torch import KWinners, prune  # noqa: E402
 
 POSITIONS, CHANNELS, HEADS = 10, 32, 4
@@ -125,6 +127,38 @@ def test_an_export(name: str, opset: int, tmp_path: Path) -> None:
     assert len(found.tensors) > 15
     assert max(item.relative_error for item in found.tensors) < 1e-5
     assert any(isinstance(node, MatMul) for node in imported.graph.nodes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("backend", ["cpp", "numba"])
+def test_layers_become_integer_and_the_rest_stays_float32(name: str, backend: Any) -> None:
+    graph = load(network(name), (POSITIONS, CHANNELS))
+    samples, x = (RNG.standard_normal((n, POSITIONS, CHANNELS), np.float32) for n in (64, 16))
+    model, errors = convert(graph, graph.from_caller(samples))
+    for node in model.graph.nodes:
+        is_layer = isinstance(node, (Conv2d, Linear))
+        assert not is_layer or all(kind.is_integer for kind in model.graph.input_types(node))
+        if isinstance(node, (Gelu, LayerNorm, MatMul)):
+            assert model.graph.types[node.name].dtype == "float32"
+    assert np.median([error.relative_error for error in errors]) < 0.02
+    expected = model.graph.to_caller(reference.run(model.graph, graph.from_caller(x)))
+    exact = graph.to_caller(reference.run(graph, graph.from_caller(x)))
+    assert relative_error(expected, exact) < 0.05
+    got = Engine(model, backend=backend).run(x)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+def test_the_command_quantizes_an_encoder_and_compares_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(exported(network("gelu, norm first"), torch.randn(1, POSITIONS, CHANNELS)), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", RNG.standard_normal((64, POSITIONS, CHANNELS), np.float32))
+    source, packed, samples = (str(tmp_path / name) for name in ("m.onnx", "m.safetensors", "x.npy"))
+    assert main(["convert", source, "-o", packed, "--calibrate", samples]) == 0
+    assert "calibrated" in capsys.readouterr().out
+    assert main(["compare", source, packed, "--input", samples, "--batch", "8"]) == 0
+    assert main(["compare", packed, "--backend", "cpp,reference", "--input", samples]) == 0
+    assert main(["info", packed]) == 0
+    assert main(["bench", packed, "--runs", "5"]) == 0
+    assert "quantize" in capsys.readouterr().out
 
 
 def test_the_feed_forward_blocks_are_pruned_and_packed_like_any_layer() -> None:
