@@ -125,8 +125,9 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
             scale, shift = (torch.from_numpy(values).to(dtype) for values in (node.scale, node.shift))
             return functional.layer_norm(x, (x.shape[-1],), scale, shift, node.epsilon)
         case LocalResponseNorm():
-            y = functional.local_response_norm(x.movedim(-1, 1), node.size, node.alpha, node.beta, node.bias)
-            return y.movedim(1, -1)
+            rows = x.reshape(-1, x.shape[-1], 1)
+            y = functional.local_response_norm(rows, node.size, node.alpha, node.beta, node.bias)
+            return y.reshape(x.shape)
         case MatMul():
             return x @ (operands[1].mT if node.transposed else operands[1])
         case Transpose():
