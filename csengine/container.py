@@ -83,6 +83,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     }
     content = _serialize(tensors, json.dumps(document, separators=(",", ":"), allow_nan=False))
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {target.parent}")
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
         try:
             file.write(content)

@@ -411,13 +411,14 @@ class _Quantizer:
         known = self.known.activations.get(name)
         if known is not None:
             return known.dtype, known.scale
-        lowest, largest = self._range(name)
+        lowest, largest = self._range(name, name)
         dtype: Literal["uint8", "int8"] = "uint8" if lowest >= 0 else "int8"
         return dtype, max(largest, 1e-12) / _LARGEST[dtype]
 
-    def _range(self, name: str) -> tuple[float, float]:
+    def _range(self, name: str, owner: str) -> tuple[float, float]:
+        """What samples gave a float tensor. owner: who asks."""
         if self.ranges is None:
-            raise QuantizationError(f"{name}: the source has no scale for it; give samples to calibrate with")
+            raise QuantizationError(f"{owner}: the source has no scale for it; give samples to calibrate with")
         return self.ranges[name]
 
     def _quantize_weights(self, node: Conv2d | Linear, inputs: Sequence[str], scale: float | None) -> Any:
@@ -449,7 +450,7 @@ class _Quantizer:
         if known:
             self.dropped |= relus if known[-1].dtype == "uint8" else set()
             return known[-1].dtype, known[-1].scale
-        lowest, largest = self._range(chain[-1].name)
+        lowest, largest = self._range(chain[-1].name, node.name)
         self.dropped |= relus
         if isinstance(node, Input):
             unsigned = bool(relus) or lowest >= 0

@@ -97,6 +97,7 @@ OPERATIONS = {
     "turned": (node("Transpose", "x", perm=[0, 1, 3, 2]), {}),
     "softmax_of_rows": (node("Softmax", "x", axis=3), {}),
     "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
+    "product_from_left": (node("MatMul", "w", "x"), {"w": weights(5, 9)}),
     "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
     "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
@@ -159,6 +160,9 @@ def test_everything_unsupported_is_listed() -> None:
     assert "b (LRN): b: sums over 4 channels; expected an odd number" in str(error.value)
 
 
+BRANCH = helper.make_graph(
+    [helper.make_node("Relu", ["x"], ["t"])], "b", [], [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)]
+)
 TOP = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=1)
 TOP_OF_ROWS = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=2)
 PADS = {"p": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
@@ -190,6 +194,12 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([helper.make_node("TopK", ["x", "k"], ["y", "i"], axis=1, largest=0)], TWO, "largest"),
     ([TOP, node("ScatterElements", "x", "indices", "values", axis=1)], TWO, "into zeros"),
     (
+        [TOP, node("ScatterElements", "z", "indices", "values", axis=2)],
+        {**TWO, "z": np.zeros((1, 6, 9, 8), np.float32)},
+        "along another axis than the TopK",
+    ),
+    ([TOP, node("GatherElements", "x", "indices", axis=3)], TWO, "along its axis"),
+    (
         [TOP_OF_ROWS, node("ScatterElements", "z", "indices", "values", axis=2)],
         {**TWO, "z": np.zeros((1, 6, 9, 8), np.float32)},
         "only channels or whole samples compete",
@@ -205,6 +215,20 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
         "a scale of 0.0; expected above 0",
     ),
     ([node("Shape", "x")], {}, "does not depend on the input"),
+    ([node("Gather", "x", "i", axis=1)], {"i": np.int64([1, 1])}, "expected every place once at most"),
+    ([node("Gather", "x", "i", axis=1)], {"i": np.int64([7])}, "some of which are not there"),
+    ([node("MatMul", "x", "w")], {"w": weights(7, 5)}, "by a matrix of 7 x 5, which does not fit"),
+    ([node("MatMul", "w", "x")], {"w": weights(5, 7)}, "by a matrix of 7 x 5, which does not fit"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 5, 3, 3)}, "kernels of 45 inputs; expected 54"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 6, 12, 12)}, "larger than its padded input"),
+    ([node("Transpose", "x", perm=[0, 1])], {}, "does not fit what it reads"),
+    ([node("Concat", "x", "x", axis=7)], {}, "along the batch axis|does not fit"),
+    ([node("Mul", "x", "c")], {"c": weights(5, 1, 1)}, "a constant of shape"),
+    ([node("Mul", "x", "c")], {"c": np.full((6, 1, 1), np.nan, np.float32)}, "not finite"),
+    ([node("If", "c", then_branch=BRANCH, else_branch=BRANCH)], {"c": np.bool_(True)}, "memory or branches"),
+    ([node("Einsum", "x", "x", equation="bchw,bchw->bchw")], {}, "has no counterpart; replace it by"),
+    ([node("HardSwish", "x")], {}, "retrain with Relu or Clip"),
+    ([node("Resize", "x", "", "s")], {"s": np.float32([1, 1, 2, 2])}, "without upsampling"),
 ]
 
 
@@ -255,6 +279,21 @@ def test_a_broken_file_is_refused(kind: str, tmp_path: Path, capsys: pytest.Capt
         load(path)
     assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--float"]) == 2
     assert "not a valid ONNX model" in capsys.readouterr().err
+
+
+def test_a_model_that_onnx_runtime_refuses_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(model_of([node("DequantizeLinear", "x", "s")], {"s": np.float32(1)}), tmp_path / "m.onnx", 6, 9, 8)
+    assert main(["convert", path, "-o", str(tmp_path / "out"), "--float"]) == 2
+    assert "ONNX Runtime cannot run the model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_is_squeezed_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = helper.make_node("GlobalAveragePool", ["x"], ["p"])
+    path = saved(model_of([pool, node("Squeeze", "p")], {}), tmp_path / "m.onnx")
+    assert main(["convert", path, "-o", str(tmp_path / "out"), "--float"]) == 0
+    assert main(["compare", path, str(tmp_path / "out"), "--batch", "3"]) == 0
+    capsys.readouterr()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

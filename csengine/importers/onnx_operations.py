@@ -149,8 +149,11 @@ def gemm(call: Call) -> Result:
 def matmul(call: Call) -> Result:
     if not any(isinstance(operand, np.ndarray) for operand in call.operands):
         return sequences.matmul(call.state.builder, call.name, call.tensor(0), call.tensor(1))
-    weight = call.constant(1)
+    is_left = isinstance(call.operand(0), np.ndarray)
+    weight = call.constant(0 if is_left else 1)
     require(weight.ndim == 2, f"has a weight of shape {weight.shape}; only matrices are supported")
+    if is_left:
+        return sequences.product_from_left(call.state.builder, call.name, weight, call.tensor(1))
     result = call.state.builder.linear(call.name, call.tensor(0), weight, None)
     return _remember_weight_scale(call, result, weight.shape[1])
 
@@ -490,7 +493,10 @@ def pick(call: Call) -> Any:
     x, index = call.tensor(0), call.constant(1)
     axis = sample_axis(call.get("axis", 0), x)
     require(index.ndim < 2, f"picks by indices of shape {index.shape}; only one index or a list is supported")
-    taken = sequences.take(call.state.builder, call.name, x, axis, [int(i) % x.shape[axis] for i in index.ravel()])
+    size = x.shape[axis]
+    inside = all(-size <= i < size for i in index.ravel())
+    require(inside, f"picks {index.ravel().tolist()} of {size}, some of which are not there")
+    taken = sequences.take(call.state.builder, call.name, x, axis, [int(i) % size for i in index.ravel()])
     if index.ndim:
         return taken
     full = list(call.state.builder.whole_shape(taken))

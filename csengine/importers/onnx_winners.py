@@ -125,8 +125,8 @@ def _least(top: Values, chosen: list[int]) -> Least:
 
 def gather_elements(call: Call) -> Any:
     indices = call.operand(1)
-    if not isinstance(indices, Indices):
-        raise UnsupportedError("has no counterpart but with the indices of a TopK", FORMS)
+    if not isinstance(indices, Indices) or _sample_axis(call.get("axis", 0), indices) != indices.axis:
+        raise UnsupportedError("has no counterpart but with the indices of a TopK, along its axis", FORMS)
     return Gathered(indices.ranking, indices.k, indices.axis, call.tensor(0))
 
 
@@ -135,6 +135,8 @@ def scatter(call: Call) -> Any:
     is_zero = isinstance(into, np.ndarray) and not into.any()
     if not isinstance(indices, Indices) or not is_zero or call.get("reduction", b"none") != b"none":
         raise UnsupportedError("has no counterpart but of a TopK's values into zeros", FORMS)
+    if _sample_axis(call.get("axis", 0), indices) != indices.axis:
+        raise UnsupportedError("scatters along another axis than the TopK", FORMS)
     mask = Mask(indices.ranking, indices.k, indices.axis, indices.ranking)
     if isinstance(updates, np.ndarray) and (updates == 1).all():
         return mask

@@ -239,8 +239,11 @@ def _matmul(builder: Builder, name: str, a: Any, b: Any) -> Any:
     a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
     if isinstance(a, Value) and isinstance(b, Value):
         return sequences.matmul(builder, name, a, b)
-    _require(isinstance(a, Value) and b.ndim == 2, "multiplies a constant by activations; only the other way around")
-    return builder.linear(name, a, _numpy(b), None)
+    weight = b if isinstance(a, Value) else a
+    _require(weight.ndim == 2, f"has a weight of shape {tuple(weight.shape)}; only matrices are supported")
+    if isinstance(a, Value):
+        return builder.linear(name, a, _numpy(weight), None)
+    return sequences.product_from_left(builder, name, _numpy(weight), b)
 
 
 def _linear_function(builder: Builder, name: str, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
