@@ -347,18 +347,20 @@ CHAINS = {
 }
 
 
+CHAIN_CONSTANTS = {
+    "pads": IMAGE_PADS,
+    "low": np.float32(-np.inf),
+    "c": weights(6, 1, 1) + 2,
+    "w": weights(4, 6, 3, 3),
+    "axes": np.int64([2, 3]),
+}
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain(name: str) -> None:
-    constants = {
-        "pads": IMAGE_PADS,
-        "low": np.float32(-np.inf),
-        "c": weights(6, 1, 1) + 2,
-        "w": weights(4, 6, 3, 3),
-        "axes": np.int64([2, 3]),
-    }
     nodes = CHAINS[name]
     read_names = {item for made in nodes for item in made.input}
-    assert_same(model_of(nodes, {key: value for key, value in constants.items() if key in read_names}))
+    assert_same(model_of(nodes, {key: value for key, value in CHAIN_CONSTANTS.items() if key in read_names}))
 
 
 def test_padding_costs_nothing_where_a_window_reads_it() -> None:
@@ -447,18 +449,20 @@ WINNERS = {
 }
 
 
+WINNER_CONSTANTS = {
+    "extents": np.int64([1, 6, 9, 8]),
+    "ones": np.ones((1, 3, 9, 8), np.float32),
+    "minus": np.int64([-1]),
+    "end": np.int64([99]),
+    "boost": np.float32(np.arange(1, 7).reshape(6, 1, 1)),
+}
+
+
 @pytest.mark.parametrize("name", WINNERS)
 def test_k_winners(name: str) -> None:
-    constants = {
-        "extents": np.int64([1, 6, 9, 8]),
-        "ones": np.ones((1, 3, 9, 8), np.float32),
-        "minus": np.int64([-1]),
-        "end": np.int64([99]),
-        "boost": np.float32(np.arange(1, 7).reshape(6, 1, 1)),
-    }
     nodes = WINNERS[name]
     read_names = {item for made in nodes for item in made.input}
-    model = model_of(nodes, {key: value for key, value in constants.items() if key in read_names})
+    model = model_of(nodes, {key: value for key, value in WINNER_CONSTANTS.items() if key in read_names})
     assert_same(model)
     winners = read(model).graph.output
     assert isinstance(winners, KWTA)
