@@ -100,7 +100,7 @@ def mutate(choices: random.Random, node: Any, constants: dict[str, Any]) -> None
 
 
 def mutate_attribute(choices: random.Random, attribute: Any) -> None:
-    if attribute.type == AttributeProto.INTS:
+    if attribute.type == AttributeProto.INTS and attribute.ints:
         numbers = list(attribute.ints)
         numbers[choices.randrange(len(numbers))] = choices.choice([-1, 0, 1, 2, 3, 7])
         numbers = choices.choice([numbers, numbers, numbers[:-1], [*numbers, 1]])

@@ -170,7 +170,9 @@ def batch_norm(call: Call) -> Result:
     require(not call.get("training_mode"), "is in training mode", "export the model in evaluation mode")
     x = call.tensor(0)
     gain, shift, mean, variance = (call.constant(i).astype(np.float64) for i in range(1, 5))
-    scale = gain / np.sqrt(variance + call.get("epsilon", 1e-5))
+    variance = variance + call.get("epsilon", 1e-5)
+    require(bool((variance > 0).all()), "has a variance below 0")
+    scale = gain / np.sqrt(variance)
     form = (-1, *(1 for _ in x.shape[1:]))
     return call.state.builder.affine(call.name, x, scale.reshape(form), (shift - mean * scale).reshape(form))
 
@@ -579,6 +581,7 @@ def _quantized_operands(call: Call) -> tuple[Array, Array, Array]:
     values, scale, zero = call.constant(0), call.constant(1), call.optional(2)
     zero = np.zeros((), np.uint8 if values.dtype.kind == "f" else values.dtype) if zero is None else zero
     require(not call.get("block_size"), "has a scale per block; only scales per tensor and channel are supported")
+    require(bool((scale > 0).all()), "has a scale that is not above 0")
     axis = call.get("axis", 1)
     form = [1] * values.ndim
     if scale.size > 1:
