@@ -408,7 +408,11 @@ class _Quantizer:
 
     def _island_type(self, name: str) -> tuple[Literal["uint8", "int8"], float]:
         """Type and scale of a float tensor that a layer reads."""
-        known = self.known.activations.get(name)
+        made_by = {node.name: node for node in self.graph.nodes}
+        source = made_by[name]
+        while source.name not in self.known.activations and isinstance(source, _PASSING):
+            source = made_by[source.inputs[0]]
+        known = self.known.activations.get(source.name)
         if known is not None:
             return known.dtype, known.scale
         lowest, largest = self._range(name, name)

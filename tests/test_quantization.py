@@ -34,9 +34,19 @@ from csengine.graph import (
     Requantization,
     Reshape,
     Softmax,
+    TensorType,
+    Transpose,
 )
 from csengine.packing import pack
-from csengine.quantization import LayerError, fold_affines, multiplier_and_shift, quantize, quantize_weights
+from csengine.quantization import (
+    KnownScale,
+    KnownScales,
+    LayerError,
+    fold_affines,
+    multiplier_and_shift,
+    quantize,
+    quantize_weights,
+)
 
 RNG = np.random.default_rng(0)
 _START = RNG.bit_generator.state
@@ -600,6 +610,21 @@ def test_integers_are_given_where_the_last_operation_has_them() -> None:
     nodes = (VECTOR, linear("l", "x", 16, 8), GELU, linear("m", "g", 8, 4))
     assert quantized(*nodes, relu("y", "m"), integer_output=True)[0].output_type.dtype == "uint8"
     assert quantized(*nodes[:3], integer_output=True)[0].output_type.dtype == "float32"
+
+
+def test_known_scales_hold_within_islands() -> None:
+    """Also behind what keeps a scale."""
+    order = (
+        Reshape(name="image", inputs=("g",), shape=(1, 2, 4)),
+        Transpose(name="t", inputs=("image",), axes=(0, 2, 1)),
+    )
+    nodes = (VECTOR, linear("l", "x", 16, 8), GELU, *order, conv2d("y", "t", 2, 3))
+    known = KnownScales({"x": KnownScale("int8", 0.03), "g": KnownScale("int8", 0.02)})
+    graph, errors = quantize(Graph(nodes), None, known=known)
+    assert graph.types["t.quantized"] == TensorType((1, 4, 2), "int8", 0.02)
+    assert not errors
+    with pytest.raises(QuantizationError, match="t: the source has no scale"):
+        quantize(Graph(nodes), None, known=KnownScales({"x": KnownScale("int8", 0.03)}))
 
 
 def kinds(graph: Graph) -> str:
