@@ -192,6 +192,10 @@ class Builder {
         add(node, DequantizeSpec{at(input), at(output), to_vector(scale)}, {input}, output);
     }
 
+    void quantize(const std::string& node, int input, int output, float inv_scale) {
+        add(node, QuantizeSpec{at(input), at(output), inv_scale}, {input}, output);
+    }
+
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
 
     void gelu(const std::string& node, int input, int output, bool tanh) {
@@ -201,6 +205,11 @@ class Builder {
     void layer_norm(const std::string& node, int input, int output, const Array<float>& scale,
                     const Array<float>& shift, double epsilon) {
         add(node, LayerNormSpec{at(input), to_vector(scale), to_vector(shift), epsilon}, {input}, output);
+    }
+
+    void local_response_norm(const std::string& node, int input, int output, int size, double alpha, double beta,
+                             double bias) {
+        add(node, LocalResponseNormSpec{at(input), size, alpha, beta, bias}, {input}, output);
     }
 
     void matmul(const std::string& node, int first, int second, int output, bool transposed) {
@@ -354,9 +363,11 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<AddSpec>("add", rows);
     list_kernels<ConcatSpec>("concat", rows);
     list_kernels<DequantizeSpec>("dequantize", rows);
+    list_kernels<QuantizeSpec>("quantize", rows);
     list_kernels<SoftmaxSpec>("softmax", rows);
     list_kernels<GeluSpec>("gelu", rows);
     list_kernels<LayerNormSpec>("layer_norm", rows);
+    list_kernels<LocalResponseNormSpec>("local_response_norm", rows);
     list_kernels<MatMulSpec>("matmul", rows);
     list_kernels<TransposeSpec>("transpose", rows);
     return rows;
@@ -402,9 +413,11 @@ PYBIND11_MODULE(_native, m) {
         .def("add", &Builder::add_tensors)
         .def("concat", &Builder::concat)
         .def("dequantize", &Builder::dequantize)
+        .def("quantize", &Builder::quantize)
         .def("softmax", &Builder::softmax)
         .def("gelu", &Builder::gelu)
         .def("layer_norm", &Builder::layer_norm)
+        .def("local_response_norm", &Builder::local_response_norm)
         .def("matmul", &Builder::matmul)
         .def("transpose", &Builder::transpose)
         .def("build", &Builder::build);

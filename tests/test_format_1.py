@@ -6,15 +6,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graphs import assert_matches
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from csengine import Engine, container
-from csengine.graph import OPERATIONS, Conv2d, Graph, Linear
+from csengine.graph import (
+    OPERATIONS,
+    Conv2d,
+    Gelu,
+    Graph,
+    Input,
+    LayerNorm,
+    Linear,
+    LocalResponseNorm,
+    MatMul,
+    Quantize,
+    Transpose,
+)
 from csengine.packing import PackedMatrix
 
 DATA = Path(__file__).parent / "data" / "format-1"
@@ -73,13 +87,45 @@ def test_stored_files_hold_all_that_version_1_has() -> None:
 
 @pytest.mark.parametrize("name", STORED)
 def test_what_is_written_now_is_the_same_file(name: str, tmp_path: Path) -> None:
-    """As long as the writer's minor version is 0: nothing in a file of 1.0 is written in another way."""
+    """A file that needs nothing newer is written as version 1.0, and nothing in it in another way."""
     path = tmp_path / "again.safetensors"
     container.save(container.load(DATA / f"{name}.safetensors"), path)
     assert path.read_bytes() == (DATA / f"{name}.safetensors").read_bytes()
 
 
-def test_the_shipped_models_are_of_this_version() -> None:
+def test_the_shipped_models_are_of_version_1_0() -> None:
     for path in sorted((Path(container.__file__).parent / "models").glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            assert f'"version":{list(container.VERSION)}'.replace(" ", "") in file.metadata()["csengine"], path
+        assert version_of(path) == [1, 0], path
+
+
+NORM = LocalResponseNorm(name="y", inputs=("x",), size=3)
+NEWER = {
+    "local_response_norm": (NORM,),
+    "quantize": (NORM, Quantize(name="z", inputs=("y",), dtype="int8", scale=1.0)),
+    "gelu": (Gelu(name="y", inputs=("x",)),),
+    "matmul": (MatMul(name="y", inputs=("x", "x")),),
+    "transpose": (Transpose(name="y", inputs=("x",), axes=(1, 2, 0)),),
+    "layer_norm": (LayerNorm(name="y", inputs=("x",), scale=np.ones(3, np.float32), shift=np.ones(3, np.float32)),),
+}
+
+
+@pytest.mark.parametrize("name", [*NEWER, "NWC"])
+def test_what_is_newer_than_version_1_0_says_so(name: str, tmp_path: Path) -> None:
+    source = Input(name="x", inputs=(), shape=(1, 3, 3))
+    graph = Graph((source, *NEWER.get(name, ())), "NWC" if name == "NWC" else "NHWC")
+    container.save(container.Model(graph), tmp_path / "model")
+    assert version_of(tmp_path / "model") == [1, 1]
+    loaded = container.load(tmp_path / "model").graph
+    assert (loaded.types, loaded.layout) == (graph.types, graph.layout)
+    for node, kept in zip(graph.nodes, loaded.nodes, strict=True):
+        assert repr(kept) == repr(node)
+
+
+def version_of(path: Path) -> list[int]:
+    with safe_open(path, framework="numpy") as file:
+        found: list[int] = json.loads(file.metadata()["csengine"])["version"]
+    return found
+
+
+def test_every_operation_is_of_some_version() -> None:
+    assert set(OPERATIONS) == {*FROZEN, *NEWER}

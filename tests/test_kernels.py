@@ -17,6 +17,7 @@ from csengine.backends import cpp
 from csengine.graph import (
     KWTA,
     Add,
+    Affine,
     AveragePool,
     Clip,
     Concat,
@@ -27,15 +28,18 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Transpose,
 )
 from csengine.packing import pack
 
+_ROUNDED = (Conv2d, Gelu, LayerNorm, Linear, LocalResponseNorm, MatMul)  # of float32, in some order
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
 MODES = ("dense", "sparse-dense", "sparse-sparse")
 LAYER_KERNELS = [
@@ -127,7 +131,7 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
 
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
     """The same values; after float32 sums, to 1e-5 of the layer's scale."""
-    has_sums = any(isinstance(node, (Conv2d, Gelu, LayerNorm, Linear, MatMul)) for node in graph.nodes)
+    has_sums = any(isinstance(node, _ROUNDED) for node in graph.nodes)
     if has_sums and expected.dtype == np.float32:
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=0), err_msg=kernels)
     else:
@@ -558,3 +562,33 @@ def test_gelu(approximate: Any) -> None:
     source = Input(name="x", inputs=(), shape=(x.size,))
     check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.clip(x, -100, 100))
     assert np.isfinite(reference.run(Graph((source, Gelu(name="y", inputs=("x",), approximate=approximate))), x)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 33])
+@pytest.mark.parametrize("size", [1, 3, 5, 41])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.75, 2.0])
+def test_local_response_normalization(channels: int, size: int, beta: float) -> None:
+    """Windows within the channels and wider than all of them; values whose squares leave float32."""
+    rng = np.random.default_rng(channels)
+    x = rng.standard_normal((2, 2, 3, channels)) * 10.0 ** rng.choice([0, 1, 2], (2, 1, 1, 1))
+    x[1, 0, 0, 0] = 1e30
+    source = Input(name="x", inputs=(), shape=(2, 3, channels))
+    norm = LocalResponseNorm(name="y", inputs=("x",), size=size, alpha=0.3, beta=beta, bias=2.0)
+    check((source, norm), x.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17, 70])
+def test_quantization_within_a_network(dtype: Any, size: int) -> None:
+    """Halves, both ends, what lies beyond them, and infinity minus infinity."""
+    source = Input(name="x", inputs=(), shape=(size,))
+    x = np.resize(np.array([0.5, 1.5, -0.5, 127.5, 254.5, 1e30, -1e30, -128.5, 3.25], np.float32), (3, size))
+    x[2, 0] = 3e38
+    one, shift = np.ones(size, np.float32), np.zeros(size, np.float32)
+    huge = Affine(name="huge", inputs=("x",), scale=one * np.float32(1e30), shift=shift)
+    negative = Affine(name="negative", inputs=("huge",), scale=-one, shift=shift)
+    nothing = Add(name="nothing", inputs=("huge", "negative"))
+    for scale in (1.0, 0.3):
+        check((source, Quantize(name="y", inputs=("x",), dtype=dtype, scale=scale)), x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        check((source, huge, negative, nothing, Quantize(name="y", inputs=("nothing",), dtype=dtype, scale=1.0)), x)

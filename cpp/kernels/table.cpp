@@ -124,6 +124,15 @@ const std::vector<Kernel<DequantizeSpec>>& kernels() {
 }
 
 template <>
+const std::vector<Kernel<QuantizeSpec>>& kernels() {
+    static const std::vector<Kernel<QuantizeSpec>> table = {
+        {"quantize", Tier::scalar, Mode::none, scalar::quantize},
+        CS_X86({"quantize_vector", Tier::avx2, Mode::none, avx2::quantize},
+               {"quantize_vector", Tier::avx512, Mode::none, avx512::quantize})};
+    return table;
+}
+
+template <>
 const std::vector<Kernel<SoftmaxSpec>>& kernels() {
     static const std::vector<Kernel<SoftmaxSpec>> table = {{"softmax", Tier::scalar, Mode::none, scalar::softmax}};
     return table;
@@ -139,6 +148,13 @@ template <>
 const std::vector<Kernel<LayerNormSpec>>& kernels() {
     static const std::vector<Kernel<LayerNormSpec>> table = {
         {"layer_norm", Tier::scalar, Mode::none, scalar::layer_norm}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<LocalResponseNormSpec>>& kernels() {
+    static const std::vector<Kernel<LocalResponseNormSpec>> table = {
+        {"local_response_norm", Tier::scalar, Mode::none, scalar::local_response_norm}};
     return table;
 }
 

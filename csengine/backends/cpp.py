@@ -26,9 +26,11 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
@@ -223,12 +225,17 @@ class _Lowering:
                 builder.concat(node.name, list(inputs), output, _pair(node.requantization))
             case Dequantize():
                 builder.dequantize(node.name, *inputs, output, node.scale)
+            case Quantize():
+                builder.quantize(node.name, *inputs, output, float(node.inv_scale))
             case Softmax():
                 builder.softmax(node.name, *inputs, output)
             case Gelu():
                 builder.gelu(node.name, *inputs, output, node.approximate == "tanh")
             case LayerNorm():
                 builder.layer_norm(node.name, *inputs, output, node.scale, node.shift, node.epsilon)
+            case LocalResponseNorm():
+                factors = (node.size, node.alpha, node.beta, node.bias)
+                builder.local_response_norm(node.name, *inputs, output, *factors)
             case MatMul():
                 builder.matmul(node.name, *inputs, output, node.transposed)
             case Transpose():

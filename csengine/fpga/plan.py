@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine.errors import UnsupportedModelError
-from csengine.graph import KWTA, MAGNITUDE, Conv2d, Graph, Linear, MaxPool, Node, Reshape, TensorType
+from csengine.graph import KWTA, MAGNITUDE, Conv2d, Graph, Linear, MaxPool, Node, Quantize, Reshape, TensorType
 from csengine.packing import PackedMatrix
 
 Mode: TypeAlias = Literal["sparse-sparse", "sparse-dense", "dense"]
@@ -495,6 +495,13 @@ class _Link:
     output_type: TensorType
 
 
+def _refuse_islands(graph: Graph) -> None:
+    """Raise UnsupportedModelError if float32 becomes integers again: the host computes what follows a pipeline."""
+    back = next((node.name for node in graph.nodes if isinstance(node, Quantize)), None)
+    if back is not None:
+        raise UnsupportedModelError(f"{back} quantizes float32 within the network; a pipeline computes integers only")
+
+
 def _chain(graph: Graph, mode: Mode) -> list[_Link]:
     """The network's layers with what follows each."""
     if not graph.types[graph.input.name].is_integer:
@@ -503,6 +510,7 @@ def _chain(graph: Graph, mode: Mode) -> list[_Link]:
     previous = graph.input.name
     for node in graph.nodes[1:]:
         if not graph.types[node.name].is_integer:
+            _refuse_islands(graph)
             break
         if node.inputs != (previous,):
             raise UnsupportedModelError(f"{node.name} reads {node.inputs}; a pipeline holds chains only")

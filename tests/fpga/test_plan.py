@@ -15,7 +15,7 @@ from csengine.errors import UnsupportedModelError
 from csengine.fpga import devices, generate, image, shape, synthesis
 from csengine.fpga.estimate import estimate
 from csengine.fpga.plan import Plan, holds, plan
-from csengine.graph import Graph, Node
+from csengine.graph import Dequantize, Graph, Linear, Node, Quantize
 
 MODELS = Path(__file__).parents[2] / "csengine" / "models"
 BENCH = Path(__file__).parents[2] / "bench"
@@ -108,6 +108,18 @@ def test_what_a_pipeline_cannot_hold_is_refused(change: object, message: str) ->
     ]
     with pytest.raises(UnsupportedModelError, match=message):
         plan(change(Graph(tuple(nodes), "NHWC")))  # type: ignore[operator]
+
+
+def test_float32_within_a_network_is_refused() -> None:
+    graph = network((8, 8, 1), "uint8", [Spec(64, (3, 3), k=5), Spec(4, dtype=None)])
+    ends = graph.output.name
+    again = [
+        Dequantize(name="real", inputs=(ends,), scale=np.ones(1)),
+        Quantize(name="again", inputs=("real",), dtype="int8", scale=1.0),
+        Linear(name="more", inputs=("again",), weight=np.ones((4, 2), np.int8)),
+    ]
+    with pytest.raises(UnsupportedModelError, match="again quantizes float32 within the network"):
+        plan(Graph((*graph.nodes, *again), "NHWC"))
 
 
 def test_impossible_budgets_are_refused() -> None:
