@@ -10,6 +10,8 @@ namespace cs::avx2 {
 std::unique_ptr<Step> input(const InputSpec&);
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> depthwise(const LayerSpec&);
 std::unique_ptr<Step> linear_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);

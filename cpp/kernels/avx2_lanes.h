@@ -69,6 +69,15 @@ struct Pairs {
     }
     CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
 
+    // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
+    // those that interleaving within halves of a vector leads from.
+    CS_AVX2 static Vector interleave_low(Vector a, Vector b) { return _mm256_unpacklo_epi16(a, b); }
+    CS_AVX2 static Vector interleave_high(Vector a, Vector b) { return _mm256_unpackhi_epi16(a, b); }
+    static int place_in_row(int kernel) {
+        const int quarter = kernel / 4 % 4;
+        return kernel - quarter * 4 + (quarter % 2 * 2 + quarter / 2) * 4;
+    }
+
     // Results of the first `count` lanes.
     CS_AVX2 static void write(void* to, int count, Vector sum_s32x8, const float* scale, DType out) {
         if (out == DType::s32) {
@@ -107,6 +116,7 @@ struct Floats {
         return _mm256_fmadd_ps(input, weight, sum);
     }
     CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+    static int place_in_row(int kernel) { return kernel; }
     CS_AVX2 static void write(void* to, int count, Vector sum, const float*, DType) {
         if (count >= kLanes) {
             store(to, sum);

@@ -51,6 +51,15 @@ struct Pairs {
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
 
+    // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
+    // those that interleaving within quarters of a vector leads from.
+    CS_AVX512 static Vector interleave_low(Vector a, Vector b) { return _mm512_unpacklo_epi16(a, b); }
+    CS_AVX512 static Vector interleave_high(Vector a, Vector b) { return _mm512_unpackhi_epi16(a, b); }
+    static int place_in_row(int kernel) {
+        const int eighth = kernel / 4 % 8;
+        return kernel - eighth * 4 + (eighth % 4 * 2 + eighth / 4) * 4;
+    }
+
     // Results of the first `count` lanes.
     CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out) {
         if (out == DType::s32) {
@@ -83,6 +92,7 @@ struct Floats {
         return _mm512_fmadd_ps(input, weight, sum);
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+    static int place_in_row(int kernel) { return kernel; }
     CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType) {
         _mm512_mask_storeu_ps(to, first16(count), sum);
     }

@@ -1,0 +1,325 @@
+// Convolution, sparse-sparse, int8 and float32: one body for several tiers. A file that includes it includes the
+// vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h) and says which of 64 bytes are not zero (nonzero_bytes).
+//
+// Why it is fast: the active inputs of an image are listed once, in the order of memory, each with its value. The line
+// of a window is then one stretch of the list, and since the rows of the weight matrix run in the same order, the row
+// of an entry lies at its own offset plus a constant of the line: nothing is gathered, searched or padded. The lanes
+// are kernels, whose sums stay in registers over the whole window. Of int8, the weights of two active inputs are
+// interleaved to pairs (a shuffle per vector of sums) for VPMADDWD, which costs less than two multiplications.
+//
+// The kernels go in chunks through the whole image, so that a chunk's weights stay in the cache from one position to
+// the next. Taps in which a chunk has no weight are not visited: chunks are as narrow as pays for the weights at hand.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "../aligned.h"
+#include "arithmetic.h"
+#include "dot_layout.h"
+
+namespace cs {
+namespace {
+
+constexpr int kChunk = kTile / 3 * 2;  // vectors of sums in registers
+
+#define CS_UNROLL _Pragma("GCC unroll 32")
+
+// The inputs of an image that are not zero.
+template <class Input>
+struct ActiveList {
+    int32_t* begin;   // [positions + 1]: where the entries of a position begin
+    int32_t* offset;  // of each entry, its index in the image times the size of a row of weights
+    Input* value;
+};
+
+// A bit for every value that is not zero, of up to 64.
+CS_TIER inline uint64_t active_bits(const uint8_t* x, int64_t count) {
+    return nonzero_bytes(x) & (count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0});
+}
+CS_TIER inline uint64_t active_bits(const int8_t* x, int64_t count) {
+    return active_bits(reinterpret_cast<const uint8_t*>(x), count);
+}
+CS_TIER inline uint64_t active_bits(const float* x, int64_t count) {
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < std::min<int64_t>(count, 64); i += kLanes) {
+        bits |= uint64_t{nonzero_lanes(reinterpret_cast<const int32_t*>(x + i))} << i;
+    }
+    return bits & (count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0});
+}
+
+template <class X, class Input>
+CS_TIER void list_active(const X* x, const Tensor& image, int row_size, ActiveList<Input> list) {
+    int32_t found = 0;
+    const int64_t positions = image.positions();
+    for (int64_t position = 0; position < positions; ++position, x += image.channels) {
+        list.begin[position] = found;
+        for (int first = 0; first < image.channels; first += 64) {
+            for (uint64_t bits = active_bits(x + first, image.channels - first); bits; bits &= bits - 1, ++found) {
+                const int channel = first + __builtin_ctzll(bits);
+                list.offset[found] = static_cast<int32_t>(position * image.channels + channel) * row_size;
+                list.value[found] = static_cast<Input>(x[channel]);
+            }
+        }
+    }
+    list.begin[positions] = found;
+}
+
+// The entries of one line of a window, and a chunk's rows of weights, as entries find them.
+template <class P>
+struct Stretch {
+    const int32_t* offset;
+    const typename P::Input* value;
+    int count;
+    const typename P::Weight* weight;  // [VECTORS, kLanes] at each entry's offset
+};
+
+template <int VECTORS>
+CS_TIER void add_stretch(const Stretch<Floats>& s, typename Floats::Vector* sum) {
+    for (int n = 0; n < s.count; ++n) {
+        const auto value = Floats::broadcast(s.value + n);
+        const float* weight = s.weight + s.offset[n];
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+            sum[v] = Floats::multiply_add(sum[v], value, Floats::load(weight + v * kLanes));
+        }
+    }
+}
+
+// Two entries: the vectors of the rows hold two vectors of kernels each, in the order that interleaving undoes.
+template <int VECTORS>
+CS_TIER inline void add_pair(const int16_t* first, const int16_t* second, typename Pairs::Vector pair,
+                             typename Pairs::Vector* sum) {
+    CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
+        const auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
+        sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
+        sum[v + 1] = Pairs::multiply_add(sum[v + 1], pair, Pairs::interleave_high(a, b));
+    }
+}
+
+template <int VECTORS>
+CS_TIER void add_stretch(const Stretch<Pairs>& s, typename Pairs::Vector* sum) {
+    int n = 0;
+    for (; n + 2 <= s.count; n += 2) {
+        add_pair<VECTORS>(s.weight + s.offset[n], s.weight + s.offset[n + 1], Pairs::broadcast(s.value + n), sum);
+    }
+    if (n == s.count) return;
+    const int16_t alone[2] = {s.value[n], 0};
+    add_pair<VECTORS>(s.weight + s.offset[n], s.weight + s.offset[n], Pairs::broadcast(alone), sum);
+}
+
+// Sums of a chunk of kernels over a window, line by line.
+template <class P, int VECTORS>
+CS_TIER void sum_window(const Stretch<P>* line, int lines, const int32_t* bias, int32_t* sums) {
+    typename P::Vector sum[VECTORS];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(bias + v * kLanes);
+    for (int i = 0; i < lines; ++i) add_stretch<VECTORS>(line[i], sum);
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::store(sums + v * kLanes, sum[v]);
+}
+
+template <class P>
+using SumWindow = void (*)(const Stretch<P>*, int, const int32_t*, int32_t*);
+
+// vectors: an even number.
+template <class P, int... kPairs>
+SumWindow<P> sum_window_of(int vectors, std::integer_sequence<int, kPairs...>) {
+    static constexpr SumWindow<P> all[] = {sum_window<P, 2 * kPairs + 2>...};
+    return all[vectors / 2 - 1];
+}
+
+// Neighbouring taps of one line of the window in which a chunk of kernels has weights.
+struct Run {
+    int line, first, end;
+};
+
+// For every chunk of kernels, the runs that it visits.
+struct Runs {
+    std::vector<int> begin;  // [chunks + 1]
+    std::vector<Run> run;
+    int64_t taps = 0;  // in all runs
+};
+
+template <class W>
+bool any_weight(const LayerSpec& s, int tap, int first, int end) {
+    const auto* weight = static_cast<const W*>(s.dense) + int64_t{tap} * s.input.channels * s.kernels;
+    for (int channel = 0; channel < s.input.channels; ++channel, weight += s.kernels) {
+        if (std::any_of(weight + first, weight + end, [](W w) { return w != 0; })) return true;
+    }
+    return false;
+}
+
+template <class W>
+Runs find_runs(const LayerSpec& s, int chunk_kernels) {
+    Runs found;
+    for (int first = 0; first < s.kernels; first += chunk_kernels) {
+        found.begin.push_back(static_cast<int>(found.run.size()));
+        for (int tap = 0; tap < s.window.kernel_h * s.window.kernel_w; ++tap) {
+            if (!any_weight<W>(s, tap, first, std::min(s.kernels, first + chunk_kernels))) continue;
+            const int line = tap / s.window.kernel_w, column = tap % s.window.kernel_w;
+            const bool follows = static_cast<int>(found.run.size()) > found.begin.back() &&
+                                 found.run.back().line == line && found.run.back().end == column;
+            if (!follows) found.run.push_back({line, column, column});
+            ++found.run.back().end;
+            ++found.taps;
+        }
+    }
+    found.begin.push_back(static_cast<int>(found.run.size()));
+    return found;
+}
+
+// Vectors of kernels in a chunk: visiting an entry costs about as much as four vectors of its products.
+template <class P>
+int choose_vectors(const LayerSpec& s) {
+    constexpr int kVisit = 4;
+    const int all = static_cast<int>(round_up((s.kernels + kLanes - 1) / kLanes, 2));
+    int best = 0;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int vectors = std::min(kChunk, all); vectors >= 2; vectors -= 2) {
+        const int64_t cost = find_runs<typename P::Source>(s, vectors * kLanes).taps * (kVisit + vectors);
+        if (cost >= least) continue;
+        least = cost;
+        best = vectors;
+    }
+    return best;
+}
+
+template <class P>
+class ConvSelect final : public Step {
+  public:
+    explicit ConvSelect(const LayerSpec& s)
+        : input_(s.input),
+          output_(s.output),
+          window_(s.window),
+          kernels_(s.kernels),
+          pool_h_(s.pool_h),
+          pool_w_(s.pool_w),
+          vectors_(choose_vectors<P>(s)),
+          chunks_((s.kernels + row_size() - 1) / row_size()),
+          runs_(find_runs<typename P::Source>(s, row_size())),
+          weight_(int64_t{chunks_} * s.rows * row_size()),
+          bias_(int64_t{chunks_} * row_size()),
+          scale_(padded_scale(s)),
+          sum_window_(sum_window_of<P>(vectors_, std::make_integer_sequence<int, kChunk / 2>())) {
+        const auto bias = padded_bias(s);
+        std::copy_n(bias.begin(), s.kernels, bias_.begin());
+        lay_out(static_cast<const typename P::Source*>(s.dense), s.rows);
+    }
+
+    size_t scratch_bytes() const override {
+        return lines_offset() + sizeof(Stretch<P>) * window_.kernel_h * window_.kernel_w;
+    }
+
+    void run(const Call& call) const noexcept override {
+        const ActiveList<Input> list{reinterpret_cast<int32_t*>(call.scratch),
+                                     reinterpret_cast<int32_t*>(call.scratch + offset_offset()),
+                                     reinterpret_cast<Input*>(call.scratch + value_offset())};
+        for (int64_t n = 0; n < call.samples; ++n) {
+            select(sample<std::byte>(call.inputs[0], input_, n), list);
+            auto* out = sample<std::byte>(call.output, output_, n);
+            for (int chunk = 0; chunk < chunks_; ++chunk) run_chunk(list, chunk, out, call.scratch);
+        }
+    }
+
+  private:
+    using Input = typename P::Input;
+    using Weight = typename P::Weight;
+
+    int row_size() const { return vectors_ * kLanes; }  // weights of an input and a chunk
+    int64_t chunk_size() const { return static_cast<int64_t>(weight_.size()) / chunks_; }
+
+    // Scratch: the list, the sums of a pool's positions, the lines of a window.
+    size_t offset_offset() const { return round_up(sizeof(int32_t) * (input_.positions() + 1), kAlignment); }
+    size_t value_offset() const { return offset_offset() + round_up(sizeof(int32_t) * input_.size(), kAlignment); }
+    size_t sums_offset() const { return value_offset() + round_up(sizeof(Input) * input_.size(), kAlignment); }
+    size_t lines_offset() const { return sums_offset() + sizeof(int32_t) * pool_h_ * pool_w_ * row_size(); }
+
+    // Weights [rows, kernels] to [chunk, row, vector, lane].
+    void lay_out(const typename P::Source* dense, int rows) {
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int kernel = 0; kernel < kernels_; ++kernel) {
+                const int chunk = kernel / row_size(), place = P::place_in_row(kernel % row_size());
+                weight_[chunk * chunk_size() + row * row_size() + place] = dense[row * kernels_ + kernel];
+            }
+        }
+    }
+
+    void select(const std::byte* image, const ActiveList<Input>& list) const {
+        if constexpr (std::is_same_v<Input, float>) {
+            list_active(reinterpret_cast<const float*>(image), input_, row_size(), list);
+        } else if (input_.dtype == DType::u8) {
+            list_active(reinterpret_cast<const uint8_t*>(image), input_, row_size(), list);
+        } else {
+            list_active(reinterpret_cast<const int8_t*>(image), input_, row_size(), list);
+        }
+    }
+
+    void run_chunk(const ActiveList<Input>& list, int chunk, std::byte* out, std::byte* scratch) const {
+        auto* sums = reinterpret_cast<int32_t*>(scratch + sums_offset());
+        auto* lines = reinterpret_cast<Stretch<P>*>(scratch + lines_offset());
+        const int32_t* bias = bias_.data() + int64_t{chunk} * row_size();
+        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        out += int64_t{chunk} * row_size() * element;
+        for (int y = 0; y < output_.height; ++y) {
+            for (int x = 0; x < output_.width; ++x, out += kernels_ * element) {
+                for (int i = 0; i < pool_h_ * pool_w_; ++i) {
+                    const int count =
+                        find_lines(list, chunk, y * pool_h_ + i / pool_w_, x * pool_w_ + i % pool_w_, lines);
+                    sum_window_(lines, count, bias, sums + i * row_size());
+                }
+                write_out(sums, chunk, out);
+            }
+        }
+    }
+
+    // The stretches of the list that a window sees; their number.
+    int find_lines(const ActiveList<Input>& list, int chunk, int y, int x, Stretch<P>* lines) const {
+        const int top = y * window_.stride_h - window_.pad_top, left = x * window_.stride_w - window_.pad_left;
+        const Weight* weight = weight_.data() + chunk * chunk_size();
+        int count = 0;
+        for (int i = runs_.begin[chunk]; i < runs_.begin[chunk + 1]; ++i) {
+            const Run& run = runs_.run[i];
+            const int line = top + run.line;
+            const int first = std::max(0, left + run.first), end = std::min(input_.width, left + run.end);
+            if (line < 0 || line >= input_.height || first >= end) continue;
+            const int64_t position = int64_t{line} * input_.width, tap = int64_t{run.line} * window_.kernel_w - left;
+            const int32_t begin = list.begin[position + first];
+            lines[count++] = {list.offset + begin, list.value + begin, list.begin[position + end] - begin,
+                              weight + (tap - position) * input_.channels * row_size()};
+        }
+        return count;
+    }
+
+    CS_TIER void write_out(const int32_t* sums, int chunk, std::byte* out) const {
+        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        const int first = chunk * row_size(), count = std::min(row_size(), kernels_ - first);
+        for (int o = 0; o < count; o += kLanes) {
+            auto value = P::load(sums + o);
+            for (int i = 1; i < pool_h_ * pool_w_; ++i) value = P::max(value, P::load(sums + i * row_size() + o));
+            const float* scale = scale_.empty() ? nullptr : scale_.data() + first + o;
+            P::write(out + o * element, std::min(kLanes, count - o), value, scale, output_.dtype);
+        }
+    }
+
+    Tensor input_, output_;
+    Window window_;
+    int kernels_, pool_h_, pool_w_;
+    int vectors_, chunks_;  // vectors of kernels in a chunk
+    Runs runs_;
+    AlignedVector<Weight> weight_;  // [chunk, row, vector, lane]
+    AlignedVector<int32_t> bias_;   // [chunk, vector, lane]
+    AlignedVector<float> scale_;    // [kernel]
+    SumWindow<P> sum_window_;
+};
+
+std::unique_ptr<Step> make_conv_select(const LayerSpec& s) {
+    if (is_linear(s) || s.groups > 1) return nullptr;
+    // Offsets into the weights of an image of that many rows have 32 bits.
+    if (s.input.size() * kChunk * kLanes > std::numeric_limits<int32_t>::max()) return nullptr;
+    if (s.input.dtype == DType::f32) return std::make_unique<ConvSelect<Floats>>(s);
+    return kIsExact || requantizes_exactly(s) ? std::make_unique<ConvSelect<Pairs>>(s) : nullptr;
+}
+
+}  // namespace
+}  // namespace cs

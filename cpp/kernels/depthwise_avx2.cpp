@@ -1,0 +1,95 @@
+// Depthwise convolution in vectors of 256 bits, avx2 tier. See depthwise_lanes.h.
+#include "avx2.h"
+#include "avx2_lanes.h"
+
+namespace cs {
+namespace {
+
+using Bytes = __m256i;
+
+// Rounds down while it lives: what requantizes in float32 as exactly as instructions that carry their rounding do
+// (avx512_math.h). Arithmetic must not be inlined into the scope of one, or the compiler may move it out.
+class RoundDown {
+  public:
+    RoundDown() : before_(_mm_getcsr()) { _mm_setcsr((before_ & ~_MM_ROUND_MASK) | _MM_ROUND_DOWN); }
+    ~RoundDown() { _mm_setcsr(before_); }
+    RoundDown(const RoundDown&) = delete;
+    RoundDown& operator=(const RoundDown&) = delete;
+
+  private:
+    unsigned before_;
+};
+
+// At least the first `count` bytes. Up to a whole register may be read.
+CS_AVX2 inline Bytes load_bytes(const std::byte* from, int) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+// The first `count` bytes.
+CS_AVX2 inline void store_bytes(std::byte* to, Bytes x, int count) {
+    if (count >= 32) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x);
+        return;
+    }
+    alignas(32) std::byte bytes[32];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes), x);
+    const std::byte* from = bytes;
+    const auto move = [&](auto size) {
+        if (!(count & size)) return;
+        std::memcpy(to, from, size);
+        to += size;
+        from += size;
+    };
+    move(std::integral_constant<int, 16>{});
+    move(std::integral_constant<int, 8>{});
+    move(std::integral_constant<int, 4>{});
+    move(std::integral_constant<int, 2>{});
+    move(std::integral_constant<int, 1>{});
+}
+
+// Bytes 0 and 2 of every 32 bits as integers of 16 bits to `first`, bytes 1 and 3 to `second`.
+template <bool kSigned>
+CS_AVX2 inline void store_pairs(Bytes quad, std::byte* first, std::byte* second) {
+    const __m256i low_x16x16 = kSigned ? _mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8)  //
+                                       : _mm256_and_si256(quad, _mm256_set1_epi16(0xff));
+    const __m256i high_x16x16 = kSigned ? _mm256_srai_epi16(quad, 8) : _mm256_srli_epi16(quad, 8);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(first), low_x16x16);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(second), high_x16x16);
+}
+
+// Lines 0 and 2 as pairs of 16 bits to `first`, lines 1 and 3 to `second`.
+template <bool kSigned>
+CS_AVX2 inline void pair_lines(const Bytes (&line)[4], std::byte* first, std::byte* second) {
+    const __m256i low01 = _mm256_unpacklo_epi8(line[0], line[1]), high01 = _mm256_unpackhi_epi8(line[0], line[1]);
+    const __m256i low23 = _mm256_unpacklo_epi8(line[2], line[3]), high23 = _mm256_unpackhi_epi8(line[2], line[3]);
+    store_pairs<kSigned>(_mm256_unpacklo_epi16(low01, low23), first, second);
+    store_pairs<kSigned>(_mm256_unpackhi_epi16(low01, low23), first + 32, second + 32);
+    store_pairs<kSigned>(_mm256_unpacklo_epi16(high01, high23), first + 64, second + 64);
+    store_pairs<kSigned>(_mm256_unpackhi_epi16(high01, high23), first + 96, second + 96);
+}
+
+// Exact requantization of eight accumulators while RoundDown lives and requantizes_exactly.
+CS_AVX2 inline __m256i requantize8(__m256i acc_s32x8, const float* scale) {
+    const __m256 scaled_f32x8 =
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc_s32x8), _mm256_loadu_ps(scale), _mm256_set1_ps(0.5f));
+    return _mm256_cvtps_epi32(scaled_f32x8);
+}
+
+// The results of a block, its channels in order again.
+CS_AVX2 inline Bytes narrow_block(const __m256i (&sum)[4], const float* scale, bool to_unsigned) {
+    const __m256i low_s16x16 = _mm256_packs_epi32(requantize8(sum[0], scale), requantize8(sum[1], scale + 8));
+    const __m256i high_s16x16 = _mm256_packs_epi32(requantize8(sum[2], scale + 16), requantize8(sum[3], scale + 24));
+    return to_unsigned ? _mm256_packus_epi16(low_s16x16, high_s16x16) : _mm256_packs_epi16(low_s16x16, high_s16x16);
+}
+
+}  // namespace
+}  // namespace cs
+
+// The body needs the vocabulary above.
+#include "depthwise_lanes.h"
+
+namespace cs::avx2 {
+
+std::unique_ptr<Step> depthwise(const LayerSpec& s) { return make_depthwise(s); }
+
+}  // namespace cs::avx2
