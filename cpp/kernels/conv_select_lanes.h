@@ -1,11 +1,12 @@
 // Convolution, sparse-sparse, int8 and float32: one body for several tiers. A file that includes it includes the
 // vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h) and says which of 64 bytes are not zero (nonzero_bytes).
 //
-// Why it is fast: the active inputs of an image are listed once, in the order of memory, each with its value. The line
-// of a window is then one stretch of the list, and since the rows of the weight matrix run in the same order, the row
-// of an entry lies at its own offset plus a constant of the line: nothing is gathered, searched or padded. The lanes
-// are kernels, whose sums stay in registers over the whole window. Of int8, the weights of two active inputs are
-// interleaved to pairs (a shuffle per vector of sums) for VPMADDWD, which costs less than two multiplications.
+// Why it is fast: the active inputs of an image are selected once, into a list in the order of memory. What a line of a
+// window sees is then one stretch of the list, and since the rows of the weight matrix run in the same order, the row
+// of an entry lies at its own offset plus a constant of the line: the stretches of a window are joined, eight entries
+// per instruction, and nothing is searched or padded. The lanes are kernels, whose sums stay in registers over the
+// whole window. Of int8, the weights of two active inputs are interleaved to pairs (a shuffle per vector of sums) for
+// VPMADDWD, which costs less than two multiplications.
 //
 // The kernels go in chunks through the whole image, so that a chunk's weights stay in the cache from one position to
 // the next. Taps in which a chunk has no weight are not visited: chunks are as narrow as pays for the weights at hand.
@@ -28,12 +29,20 @@ constexpr int kChunk = kTile / 3 * 2;  // vectors of sums in registers
 
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-// The inputs of an image that are not zero.
+constexpr int kStep = 8;  // entries that are copied at a time
+
+// Inputs that are not zero.
+template <class Input>
+struct Entries {
+    int32_t* offset;  // of each, where its row of weights begins
+    Input* value;
+};
+
+// Those of an image; a row of weights belongs to every input of it.
 template <class Input>
 struct ActiveList {
-    int32_t* begin;   // [positions + 1]: where the entries of a position begin
-    int32_t* offset;  // of each entry, its index in the image times the size of a row of weights
-    Input* value;
+    int32_t* begin;  // [positions + 1]: where the entries of a position begin
+    Entries<Input> all;
 };
 
 // A bit for every value that is not zero, of up to 64.
@@ -60,67 +69,68 @@ CS_TIER void list_active(const X* x, const Tensor& image, int row_size, ActiveLi
         for (int first = 0; first < image.channels; first += 64) {
             for (uint64_t bits = active_bits(x + first, image.channels - first); bits; bits &= bits - 1, ++found) {
                 const int channel = first + __builtin_ctzll(bits);
-                list.offset[found] = static_cast<int32_t>(position * image.channels + channel) * row_size;
-                list.value[found] = static_cast<Input>(x[channel]);
+                list.all.offset[found] = static_cast<int32_t>(position * image.channels + channel) * row_size;
+                list.all.value[found] = static_cast<Input>(x[channel]);
             }
         }
     }
     list.begin[positions] = found;
 }
 
-// The entries of one line of a window, and a chunk's rows of weights, as entries find them.
+// Appends `count` entries, each offset moved by `move`, in whole steps: what is too much is overwritten.
+template <class Input>
+CS_TIER inline void append(const Entries<Input>& from, int count, int32_t move, const Entries<Input>& to) {
+    for (int n = 0; n < count; n += kStep) {
+        for (int i = 0; i < kStep; ++i) to.offset[n + i] = from.offset[n + i] + move;
+        std::memcpy(to.value + n, from.value + n, sizeof(Input) * kStep);
+    }
+}
+
+// The entries of a window, and a chunk's rows of weights [VECTORS, kLanes].
 template <class P>
-struct Stretch {
-    const int32_t* offset;
-    const typename P::Input* value;
-    int count;
-    const typename P::Weight* weight;  // [VECTORS, kLanes] at each entry's offset
+struct Selected {
+    Entries<typename P::Input> entries;
+    int count;  // even where two entries are multiplied at once
+    const typename P::Weight* weight;
+    const int32_t* bias;  // [VECTORS, kLanes]
 };
 
 template <int VECTORS>
-CS_TIER void add_stretch(const Stretch<Floats>& s, typename Floats::Vector* sum) {
+CS_TIER inline void add_products(const Selected<Floats>& s, typename Floats::Vector* sum) {
     for (int n = 0; n < s.count; ++n) {
-        const auto value = Floats::broadcast(s.value + n);
-        const float* weight = s.weight + s.offset[n];
+        const auto value = Floats::broadcast(s.entries.value + n);
+        const float* weight = s.weight + s.entries.offset[n];
         CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
             sum[v] = Floats::multiply_add(sum[v], value, Floats::load(weight + v * kLanes));
         }
     }
 }
 
-// Two entries: the vectors of the rows hold two vectors of kernels each, in the order that interleaving undoes.
+// The vectors of two rows hold two vectors of kernels each, in the order that interleaving undoes.
 template <int VECTORS>
-CS_TIER inline void add_pair(const int16_t* first, const int16_t* second, typename Pairs::Vector pair,
-                             typename Pairs::Vector* sum) {
-    CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
-        const auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
-        sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
-        sum[v + 1] = Pairs::multiply_add(sum[v + 1], pair, Pairs::interleave_high(a, b));
+CS_TIER inline void add_products(const Selected<Pairs>& s, typename Pairs::Vector* sum) {
+    for (int n = 0; n < s.count; n += 2) {
+        const auto pair = Pairs::broadcast(s.entries.value + n);
+        const int16_t *first = s.weight + s.entries.offset[n], *second = s.weight + s.entries.offset[n + 1];
+        CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
+            const auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
+            sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
+            sum[v + 1] = Pairs::multiply_add(sum[v + 1], pair, Pairs::interleave_high(a, b));
+        }
     }
 }
 
-template <int VECTORS>
-CS_TIER void add_stretch(const Stretch<Pairs>& s, typename Pairs::Vector* sum) {
-    int n = 0;
-    for (; n + 2 <= s.count; n += 2) {
-        add_pair<VECTORS>(s.weight + s.offset[n], s.weight + s.offset[n + 1], Pairs::broadcast(s.value + n), sum);
-    }
-    if (n == s.count) return;
-    const int16_t alone[2] = {s.value[n], 0};
-    add_pair<VECTORS>(s.weight + s.offset[n], s.weight + s.offset[n], Pairs::broadcast(alone), sum);
-}
-
-// Sums of a chunk of kernels over a window, line by line.
+// Sums of a chunk of kernels over a window.
 template <class P, int VECTORS>
-CS_TIER void sum_window(const Stretch<P>* line, int lines, const int32_t* bias, int32_t* sums) {
+CS_TIER void sum_window(const Selected<P>& s, int32_t* sums) {
     typename P::Vector sum[VECTORS];
-    CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(bias + v * kLanes);
-    for (int i = 0; i < lines; ++i) add_stretch<VECTORS>(line[i], sum);
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(s.bias + v * kLanes);
+    add_products<VECTORS>(s, sum);
     CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::store(sums + v * kLanes, sum[v]);
 }
 
 template <class P>
-using SumWindow = void (*)(const Stretch<P>*, int, const int32_t*, int32_t*);
+using SumWindow = void (*)(const Selected<P>&, int32_t*);
 
 // vectors: an even number.
 template <class P, int... kPairs>
@@ -207,18 +217,20 @@ class ConvSelect final : public Step {
         lay_out(static_cast<const typename P::Source*>(s.dense), s.rows);
     }
 
-    size_t scratch_bytes() const override {
-        return lines_offset() + sizeof(Stretch<P>) * window_.kernel_h * window_.kernel_w;
-    }
+    size_t scratch_bytes() const override { return layout().end; }
 
     void run(const Call& call) const noexcept override {
-        const ActiveList<Input> list{reinterpret_cast<int32_t*>(call.scratch),
-                                     reinterpret_cast<int32_t*>(call.scratch + offset_offset()),
-                                     reinterpret_cast<Input*>(call.scratch + value_offset())};
+        const Layout at = layout();
+        const Work work{{reinterpret_cast<int32_t*>(call.scratch),
+                         {reinterpret_cast<int32_t*>(call.scratch + at.offsets),
+                          reinterpret_cast<Input*>(call.scratch + at.values)}},
+                        {reinterpret_cast<int32_t*>(call.scratch + at.window_offsets),
+                         reinterpret_cast<Input*>(call.scratch + at.window_values)},
+                        reinterpret_cast<int32_t*>(call.scratch + at.sums)};
         for (int64_t n = 0; n < call.samples; ++n) {
-            select(sample<std::byte>(call.inputs[0], input_, n), list);
+            select(sample<std::byte>(call.inputs[0], input_, n), work.list);
             auto* out = sample<std::byte>(call.output, output_, n);
-            for (int chunk = 0; chunk < chunks_; ++chunk) run_chunk(list, chunk, out, call.scratch);
+            for (int chunk = 0; chunk < chunks_; ++chunk) run_chunk(work, chunk, out);
         }
     }
 
@@ -229,11 +241,29 @@ class ConvSelect final : public Step {
     int row_size() const { return vectors_ * kLanes; }  // weights of an input and a chunk
     int64_t chunk_size() const { return static_cast<int64_t>(weight_.size()) / chunks_; }
 
-    // Scratch: the list, the sums of a pool's positions, the lines of a window.
-    size_t offset_offset() const { return round_up(sizeof(int32_t) * (input_.positions() + 1), kAlignment); }
-    size_t value_offset() const { return offset_offset() + round_up(sizeof(int32_t) * input_.size(), kAlignment); }
-    size_t sums_offset() const { return value_offset() + round_up(sizeof(Input) * input_.size(), kAlignment); }
-    size_t lines_offset() const { return sums_offset() + sizeof(int32_t) * pool_h_ * pool_w_ * row_size(); }
+    struct Work {
+        ActiveList<Input> list;
+        Entries<Input> window;
+        int32_t* sums;  // of the positions of a pool
+    };
+
+    // Where its parts lie in the scratch memory, behind the beginnings of the list.
+    struct Layout {
+        size_t offsets, values, window_offsets, window_values, sums, end;
+    };
+
+    Layout layout() const {
+        const size_t all = input_.size() + kStep;
+        const size_t window = int64_t{window_.kernel_h} * window_.kernel_w * input_.channels + 2 * kStep;
+        Layout at;
+        at.offsets = round_up(sizeof(int32_t) * (input_.positions() + 1), kAlignment);
+        at.values = at.offsets + round_up(sizeof(int32_t) * all, kAlignment);
+        at.window_offsets = at.values + round_up(sizeof(Input) * all, kAlignment);
+        at.window_values = at.window_offsets + round_up(sizeof(int32_t) * window, kAlignment);
+        at.sums = at.window_values + round_up(sizeof(Input) * window, kAlignment);
+        at.end = at.sums + sizeof(int32_t) * pool_h_ * pool_w_ * row_size();
+        return at;
+    }
 
     // Weights [rows, kernels] to [chunk, row, vector, lane].
     void lay_out(const typename P::Source* dense, int rows) {
@@ -255,38 +285,42 @@ class ConvSelect final : public Step {
         }
     }
 
-    void run_chunk(const ActiveList<Input>& list, int chunk, std::byte* out, std::byte* scratch) const {
-        auto* sums = reinterpret_cast<int32_t*>(scratch + sums_offset());
-        auto* lines = reinterpret_cast<Stretch<P>*>(scratch + lines_offset());
-        const int32_t* bias = bias_.data() + int64_t{chunk} * row_size();
+    void run_chunk(const Work& work, int chunk, std::byte* out) const {
         const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        const Weight* weight = weight_.data() + chunk * chunk_size();
+        const int32_t* bias = bias_.data() + int64_t{chunk} * row_size();
         out += int64_t{chunk} * row_size() * element;
         for (int y = 0; y < output_.height; ++y) {
             for (int x = 0; x < output_.width; ++x, out += kernels_ * element) {
                 for (int i = 0; i < pool_h_ * pool_w_; ++i) {
-                    const int count =
-                        find_lines(list, chunk, y * pool_h_ + i / pool_w_, x * pool_w_ + i % pool_w_, lines);
-                    sum_window_(lines, count, bias, sums + i * row_size());
+                    const int count = join_window(work, chunk, y * pool_h_ + i / pool_w_, x * pool_w_ + i % pool_w_);
+                    sum_window_({work.window, count, weight, bias}, work.sums + i * row_size());
                 }
-                write_out(sums, chunk, out);
+                write_out(work.sums, chunk, out);
             }
         }
     }
 
-    // The stretches of the list that a window sees; their number.
-    int find_lines(const ActiveList<Input>& list, int chunk, int y, int x, Stretch<P>* lines) const {
+    // The entries that a window sees; their number.
+    CS_TIER int join_window(const Work& work, int chunk, int y, int x) const {
         const int top = y * window_.stride_h - window_.pad_top, left = x * window_.stride_w - window_.pad_left;
-        const Weight* weight = weight_.data() + chunk * chunk_size();
+        const int row = input_.channels * row_size();
         int count = 0;
         for (int i = runs_.begin[chunk]; i < runs_.begin[chunk + 1]; ++i) {
             const Run& run = runs_.run[i];
             const int line = top + run.line;
             const int first = std::max(0, left + run.first), end = std::min(input_.width, left + run.end);
             if (line < 0 || line >= input_.height || first >= end) continue;
-            const int64_t position = int64_t{line} * input_.width, tap = int64_t{run.line} * window_.kernel_w - left;
-            const int32_t begin = list.begin[position + first];
-            lines[count++] = {list.offset + begin, list.value + begin, list.begin[position + end] - begin,
-                              weight + (tap - position) * input_.channels * row_size()};
+            const int position = line * input_.width, tap = run.line * window_.kernel_w - left;
+            const int begin = work.list.begin[position + first];
+            const int found = work.list.begin[position + end] - begin;
+            append<Input>({work.list.all.offset + begin, work.list.all.value + begin}, found, (tap - position) * row,
+                          {work.window.offset + count, work.window.value + count});
+            count += found;
+        }
+        if (P::kInputs == 2 && count % 2) {  // the last one's partner is a zero at any row
+            work.window.offset[count] = 0;
+            work.window.value[count++] = 0;
         }
         return count;
     }
@@ -315,8 +349,8 @@ class ConvSelect final : public Step {
 
 std::unique_ptr<Step> make_conv_select(const LayerSpec& s) {
     if (is_linear(s) || s.groups > 1) return nullptr;
-    // Offsets into the weights of an image of that many rows have 32 bits.
-    if (s.input.size() * kChunk * kLanes > std::numeric_limits<int32_t>::max()) return nullptr;
+    // Offsets of rows have 32 bits, for every input of the image and of the window.
+    if ((s.input.size() + s.rows) * kChunk * kLanes > std::numeric_limits<int32_t>::max()) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<ConvSelect<Floats>>(s);
     return kIsExact || requantizes_exactly(s) ? std::make_unique<ConvSelect<Pairs>>(s) : nullptr;
 }

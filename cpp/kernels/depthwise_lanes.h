@@ -126,7 +126,8 @@ class DepthwisePairs final : public Step {
         int line[2], column[2], offset;
     };
 
-    int64_t column_bytes() const { return int64_t{2} * quads_ * kEntryBytes; }
+    // A spare vector, so that the same pair of neighbouring columns lies in other banks of the cache.
+    int64_t column_bytes() const { return int64_t{2} * quads_ * kEntryBytes + kLanes * 4; }
 
     // Entry e of a column holds lines 2e and 2e + 1 of it, or line 2e, the last one, of it and of the next column.
     void list_terms() {
@@ -155,31 +156,70 @@ class DepthwisePairs final : public Step {
         }
     }
 
+    // One of the four lines that make two pairs.
+    struct Line {
+        const std::byte* first;  // the block of the image's first column; null for a line of zeros
+        int next;                // 1 for the column after the one that is staged
+    };
+
+    // Lines 0 and 2 make the first pair of a quad, 1 and 3 the second.
+    Line line_of(const std::byte* image, int top, int quad, int i) const {
+        const int tap = quad * 4 + i / 2 + i % 2 * 2;
+        const int next = i / 2 == 1 && tap == window_.kernel_h, row = top + tap - next;
+        if (tap - next >= window_.kernel_h || row < 0 || row >= input_.height) return {nullptr, 0};
+        return {image + int64_t{row} * input_.width * input_.channels, next};
+    }
+
     // The pairs [column][entry] of one row of results, for windows whose first line of the image is `top`.
     template <bool kSigned>
     CS_TIER void stage(const std::byte* image, int top, int block, std::byte* to) const {
-        const int64_t line_bytes = int64_t{input_.width} * input_.channels;
-        const int channels = std::min(kBlock, input_.channels - block * kBlock);
-        for (int quad = 0; quad < quads_; ++quad) {
-            const std::byte* line[4];
-            int next[4] = {};
-            for (int i = 0; i < 4; ++i) {  // lines 0 and 2 make the first pair, 1 and 3 the second
-                int tap = quad * 4 + i / 2 + i % 2 * 2;
-                if (i / 2 == 1 && tap == window_.kernel_h) next[i] = 1, --tap;
-                const int row = top + tap;
-                const bool exists = tap < window_.kernel_h && row >= 0 && row < input_.height;
-                line[i] = exists ? image + row * line_bytes + block * kBlock : nullptr;
+        const int first = std::min(columns_, window_.pad_left);
+        const int end = std::clamp(input_.width + window_.pad_left - 1, first, columns_);  // the next is in line, too
+        for (int quad = 0; quad < quads_; ++quad, to += 2 * kEntryBytes) {
+            Line line[4];
+            for (int i = 0; i < 4; ++i) line[i] = line_of(image + block * kBlock, top, quad, i);
+            stage_ends<kSigned>(line, 0, first, block, to);
+            stage_columns<kSigned>(line, first, end, block, to);
+            stage_ends<kSigned>(line, end, columns_, block, to);
+        }
+    }
+
+    int channels_of(int block) const { return std::min(kBlock, input_.channels - block * kBlock); }
+
+    // Columns that lie on the image, with the next one.
+    template <bool kSigned>
+    CS_TIER void stage_columns(const Line (&line)[4], int first, int end, int block, std::byte* to) const {
+        alignas(kAlignment) static constexpr std::byte kZeros[kBlock] = {};
+        const std::byte* from[4];
+        int64_t step[4];
+        for (int i = 0; i < 4; ++i) {
+            step[i] = line[i].first ? input_.channels : 0;
+            from[i] = (line[i].first ? line[i].first : kZeros) + (first - window_.pad_left + line[i].next) * step[i];
+        }
+        const int channels = channels_of(block);
+        std::byte* pairs = to + first * column_bytes();
+        for (int x = first; x < end; ++x, pairs += column_bytes()) {
+            Bytes bytes[4];
+            CS_UNROLL for (int i = 0; i < 4; ++i) {
+                bytes[i] = load_bytes(from[i], channels);
+                from[i] += step[i];
             }
-            std::byte* pairs = to + 2 * quad * kEntryBytes;
-            for (int x = 0; x < columns_; ++x, pairs += column_bytes()) {
-                Bytes bytes[4];
-                CS_UNROLL for (int i = 0; i < 4; ++i) {
-                    const int column = x - window_.pad_left + next[i];
-                    const bool exists = line[i] && column >= 0 && column < input_.width;
-                    bytes[i] = exists ? load_bytes(line[i] + int64_t{column} * input_.channels, channels) : Bytes{};
-                }
-                pair_lines<kSigned>(bytes, pairs, pairs + kEntryBytes);
+            pair_lines<kSigned>(bytes, pairs, pairs + kEntryBytes);
+        }
+    }
+
+    // Columns that may lie beside it.
+    template <bool kSigned>
+    CS_TIER void stage_ends(const Line (&line)[4], int first, int end, int block, std::byte* to) const {
+        for (int x = first; x < end; ++x) {
+            Bytes bytes[4];
+            for (int i = 0; i < 4; ++i) {
+                const int column = x - window_.pad_left + line[i].next;
+                const bool exists = line[i].first && column >= 0 && column < input_.width;
+                const std::byte* from = line[i].first + int64_t{column} * input_.channels;
+                bytes[i] = exists ? load_bytes(from, channels_of(block)) : Bytes{};
             }
+            pair_lines<kSigned>(bytes, to + x * column_bytes(), to + x * column_bytes() + kEntryBytes);
         }
     }
 
