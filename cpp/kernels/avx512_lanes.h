@@ -17,6 +17,11 @@ constexpr int kLanes = 16;        // of 32 bits
 constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
 constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
 
+struct RoundDown {  // for tiers whose instructions do not carry their rounding
+    explicit RoundDown(bool) {}
+    ~RoundDown() {}
+};
+
 // Sixteen int8 as integers of 32 bits.
 CS_AVX512 inline __m512i widen_lanes(const int8_t* from) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
@@ -61,7 +66,7 @@ struct Pairs {
     }
 
     // Results of the first `count` lanes.
-    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out) {
+    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out, bool) {
         if (out == DType::s32) {
             _mm512_mask_storeu_epi32(to, first16(count), sum_s32x16);
             return;
@@ -93,7 +98,7 @@ struct Floats {
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
     static int place_in_row(int kernel) { return kernel; }
-    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType) {
+    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType, bool) {
         _mm512_mask_storeu_ps(to, first16(count), sum);
     }
 };

@@ -80,10 +80,12 @@ CS_TIER void list_active(const X* x, const Tensor& image, int row_size, ActiveLi
 // Appends `count` entries, each offset moved by `move`, in whole steps: what is too much is overwritten.
 template <class Input>
 CS_TIER inline void append(const Entries<Input>& from, int count, int32_t move, const Entries<Input>& to) {
-    for (int n = 0; n < count; n += kStep) {
+    int n = 0;
+    do {  // also where there are none: most runs take one step, which is then no branch to guess
         for (int i = 0; i < kStep; ++i) to.offset[n + i] = from.offset[n + i] + move;
         std::memcpy(to.value + n, from.value + n, sizeof(Input) * kStep);
-    }
+        n += kStep;
+    } while (n < count);
 }
 
 // The entries of a window, and a chunk's rows of weights [VECTORS, kLanes].
@@ -142,6 +144,7 @@ SumWindow<P> sum_window_of(int vectors, std::integer_sequence<int, kPairs...>) {
 // Neighbouring taps of one line of the window in which a chunk of kernels has weights.
 struct Run {
     int line, first, end;
+    int move;  // from a position's place in the image, less that of the window, to its tap's in the window
 };
 
 // For every chunk of kernels, the runs that it visits.
@@ -170,7 +173,7 @@ Runs find_runs(const LayerSpec& s, int chunk_kernels) {
             const int line = tap / s.window.kernel_w, column = tap % s.window.kernel_w;
             const bool follows = static_cast<int>(found.run.size()) > found.begin.back() &&
                                  found.run.back().line == line && found.run.back().end == column;
-            if (!follows) found.run.push_back({line, column, column});
+            if (!follows) found.run.push_back({line, column, column, line * (s.window.kernel_w - s.input.width)});
             ++found.run.back().end;
             ++found.taps;
         }
@@ -211,6 +214,7 @@ class ConvSelect final : public Step {
           weight_(int64_t{chunks_} * s.rows * row_size()),
           bias_(int64_t{chunks_} * row_size()),
           scale_(padded_scale(s)),
+          in_float_(requantizes_in_float(s)),
           sum_window_(sum_window_of<P>(vectors_, std::make_integer_sequence<int, kChunk / 2>())) {
         const auto bias = padded_bias(s);
         std::copy_n(bias.begin(), s.kernels, bias_.begin());
@@ -220,6 +224,7 @@ class ConvSelect final : public Step {
     size_t scratch_bytes() const override { return layout().end; }
 
     void run(const Call& call) const noexcept override {
+        const RoundDown rounding(in_float_);
         const Layout at = layout();
         const Work work{{reinterpret_cast<int32_t*>(call.scratch),
                          {reinterpret_cast<int32_t*>(call.scratch + at.offsets),
@@ -304,25 +309,47 @@ class ConvSelect final : public Step {
     // The entries that a window sees; their number.
     CS_TIER int join_window(const Work& work, int chunk, int y, int x) const {
         const int top = y * window_.stride_h - window_.pad_top, left = x * window_.stride_w - window_.pad_left;
-        const int row = input_.channels * row_size();
-        int count = 0;
-        for (int i = runs_.begin[chunk]; i < runs_.begin[chunk + 1]; ++i) {
-            const Run& run = runs_.run[i];
-            const int line = top + run.line;
-            const int first = std::max(0, left + run.first), end = std::min(input_.width, left + run.end);
-            if (line < 0 || line >= input_.height || first >= end) continue;
-            const int position = line * input_.width, tap = run.line * window_.kernel_w - left;
-            const int begin = work.list.begin[position + first];
-            const int found = work.list.begin[position + end] - begin;
-            append<Input>({work.list.all.offset + begin, work.list.all.value + begin}, found, (tap - position) * row,
-                          {work.window.offset + count, work.window.value + count});
-            count += found;
-        }
+        const bool is_inside =
+            top >= 0 && left >= 0 && top + window_.kernel_h <= input_.height && left + window_.kernel_w <= input_.width;
+        int count = is_inside ? join_all(work, chunk, top, left) : join_clipped(work, chunk, top, left);
         if (P::kInputs == 2 && count % 2) {  // the last one's partner is a zero at any row
             work.window.offset[count] = 0;
             work.window.value[count++] = 0;
         }
         return count;
+    }
+
+    CS_TIER int join_all(const Work& work, int chunk, int top, int left) const {
+        const int window = top * input_.width + left, row = input_.channels * row_size();
+        const Run* end = runs_.run.data() + runs_.begin[chunk + 1];
+        int count = 0;
+        for (const Run* run = runs_.run.data() + runs_.begin[chunk]; run < end; ++run) {
+            const int first = window + run->line * input_.width + run->first;
+            count = join(work, first, first + run->end - run->first, (run->move - window) * row, count);
+        }
+        return count;
+    }
+
+    // Where windows reach beyond the image.
+    CS_TIER int join_clipped(const Work& work, int chunk, int top, int left) const {
+        const int window = top * input_.width + left, row = input_.channels * row_size();
+        int count = 0;
+        for (int i = runs_.begin[chunk]; i < runs_.begin[chunk + 1]; ++i) {
+            const Run& run = runs_.run[i];
+            const int line = (top + run.line) * input_.width;
+            const int first = std::max(0, left + run.first), end = std::min(input_.width, left + run.end);
+            if (line < 0 || line >= input_.height * input_.width || first >= end) continue;
+            count = join(work, line + first, line + end, (run.move - window) * row, count);
+        }
+        return count;
+    }
+
+    // Appends the entries of some positions to those of the window, of which there are `count`; how many there are now.
+    CS_TIER static int join(const Work& work, int first, int end, int32_t move, int count) {
+        const int begin = work.list.begin[first], found = work.list.begin[end] - begin;
+        append<Input>({work.list.all.offset + begin, work.list.all.value + begin}, found, move,
+                      {work.window.offset + count, work.window.value + count});
+        return count + found;
     }
 
     CS_TIER void write_out(const int32_t* sums, int chunk, std::byte* out) const {
@@ -332,7 +359,7 @@ class ConvSelect final : public Step {
             auto value = P::load(sums + o);
             for (int i = 1; i < pool_h_ * pool_w_; ++i) value = P::max(value, P::load(sums + i * row_size() + o));
             const float* scale = scale_.empty() ? nullptr : scale_.data() + first + o;
-            P::write(out + o * element, std::min(kLanes, count - o), value, scale, output_.dtype);
+            P::write(out + o * element, std::min(kLanes, count - o), value, scale, output_.dtype, in_float_);
         }
     }
 
@@ -344,6 +371,7 @@ class ConvSelect final : public Step {
     AlignedVector<Weight> weight_;  // [chunk, row, vector, lane]
     AlignedVector<int32_t> bias_;   // [chunk, vector, lane]
     AlignedVector<float> scale_;    // [kernel]
+    bool in_float_;
     SumWindow<P> sum_window_;
 };
 

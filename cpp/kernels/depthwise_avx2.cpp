@@ -7,19 +7,6 @@ namespace {
 
 using Bytes = __m256i;
 
-// Rounds down while it lives: what requantizes in float32 as exactly as instructions that carry their rounding do
-// (avx512_math.h). Arithmetic must not be inlined into the scope of one, or the compiler may move it out.
-class RoundDown {
-  public:
-    RoundDown() : before_(_mm_getcsr()) { _mm_setcsr((before_ & ~_MM_ROUND_MASK) | _MM_ROUND_DOWN); }
-    ~RoundDown() { _mm_setcsr(before_); }
-    RoundDown(const RoundDown&) = delete;
-    RoundDown& operator=(const RoundDown&) = delete;
-
-  private:
-    unsigned before_;
-};
-
 // At least the first `count` bytes. Up to a whole register may be read.
 CS_AVX2 inline Bytes load_bytes(const std::byte* from, int) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -66,13 +53,6 @@ CS_AVX2 inline void pair_lines(const Bytes (&line)[4], std::byte* first, std::by
     store_pairs<kSigned>(_mm256_unpackhi_epi16(low01, low23), first + 32, second + 32);
     store_pairs<kSigned>(_mm256_unpacklo_epi16(high01, high23), first + 64, second + 64);
     store_pairs<kSigned>(_mm256_unpackhi_epi16(high01, high23), first + 96, second + 96);
-}
-
-// Exact requantization of eight accumulators while RoundDown lives and requantizes_exactly.
-CS_AVX2 inline __m256i requantize8(__m256i acc_s32x8, const float* scale) {
-    const __m256 scaled_f32x8 =
-        _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc_s32x8), _mm256_loadu_ps(scale), _mm256_set1_ps(0.5f));
-    return _mm256_cvtps_epi32(scaled_f32x8);
 }
 
 // The results of a block, its channels in order again.

@@ -7,8 +7,6 @@ namespace {
 
 using Bytes = __m512i;
 
-struct RoundDown {};  // requantize16 carries its rounding
-
 CS_AVX512 inline Bytes load_bytes(const std::byte* from, int count) {
     return _mm512_maskz_loadu_epi8(first64(count), from);
 }

@@ -104,7 +104,7 @@ class DepthwisePairs final : public Step {
     size_t scratch_bytes() const override { return columns_ * column_bytes(); }
 
     void run(const Call& call) const noexcept override {
-        [[maybe_unused]] const RoundDown rounding;
+        const RoundDown rounding(true);
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             auto* out = sample<std::byte>(call.output, output_, n);
@@ -307,7 +307,7 @@ class DepthwiseFloats final : public Step {
             }
             CS_UNROLL for (int p = 0; p < POSITIONS; ++p) {
                 Floats::write(out + int64_t{x + p} * output_.channels + channel,
-                              std::min(kLanes, output_.channels - channel), sum[p], nullptr, DType::f32);
+                              std::min(kLanes, output_.channels - channel), sum[p], nullptr, DType::f32, false);
             }
         }
     }

@@ -64,11 +64,13 @@ class Linear : public Step {
           kernels_(spec.kernels),
           padded_(static_cast<int>(round_up(spec.kernels, kLanes))),
           bias_(padded_bias(spec)),
-          scale_(padded_scale(spec)) {}
+          scale_(padded_scale(spec)),
+          in_float_(requantizes_in_float(spec)) {}
 
     size_t scratch_bytes() const override { return active_offset() + sizeof(int32_t) * (groups_ + kLanes); }
 
     void run(const Call& call) const noexcept override {
+        const RoundDown rounding(in_float_);
         auto* sums = reinterpret_cast<int32_t*>(call.scratch);
         auto* x = reinterpret_cast<int32_t*>(call.scratch + input_offset());
         auto* active = reinterpret_cast<int32_t*>(call.scratch + active_offset());
@@ -127,7 +129,8 @@ class Linear : public Step {
         const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
         for (int o = 0; o < kernels_; o += kLanes) {
             const float* scale = scale_.empty() ? nullptr : scale_.data() + o;
-            P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype);
+            P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype,
+                     in_float_);
         }
     }
 
@@ -136,6 +139,7 @@ class Linear : public Step {
     int dwords_, groups_, kernels_, padded_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
+    bool in_float_;
 };
 
 // Part of a dense matrix: the weights of up to kChunk vectors of kernels.
