@@ -29,7 +29,8 @@ constexpr int kChunk = kTile / 3 * 2;  // vectors of sums in registers
 
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kStep = 8;  // entries that are copied at a time
+constexpr int kStep = 8;   // entries that are copied at a time
+constexpr int kAhead = 8;  // entries whose weights are prefetched
 
 // Inputs that are not zero.
 template <class Input>
@@ -97,6 +98,13 @@ struct Selected {
     const int32_t* bias;  // [VECTORS, kLanes]
 };
 
+template <size_t kBytes>
+CS_TIER inline void prefetch(const void* row) {
+    CS_UNROLL for (size_t i = 0; i < kBytes; i += 64) {
+        _mm_prefetch(static_cast<const char*>(row) + i, _MM_HINT_T0);
+    }
+}
+
 template <int VECTORS>
 CS_TIER inline void add_products(const Selected<Floats>& s, typename Floats::Vector* sum) {
     for (int n = 0; n < s.count; ++n) {
@@ -114,6 +122,8 @@ CS_TIER inline void add_products(const Selected<Pairs>& s, typename Pairs::Vecto
     for (int n = 0; n < s.count; n += 2) {
         const auto pair = Pairs::broadcast(s.entries.value + n);
         const int16_t *first = s.weight + s.entries.offset[n], *second = s.weight + s.entries.offset[n + 1];
+        prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead]);
+        prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead + 1]);
         CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
             const auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
             sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));

@@ -34,31 +34,35 @@ CS_AVX2 inline void store_bytes(std::byte* to, Bytes x, int count) {
     move(std::integral_constant<int, 1>{});
 }
 
-// Bytes 0 and 2 of every 32 bits as integers of 16 bits to `first`, bytes 1 and 3 to `second`.
-template <bool kSigned>
-CS_AVX2 inline void store_pairs(Bytes quad, std::byte* first, std::byte* second) {
-    const __m256i low_x16x16 = kSigned ? _mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8)  //
-                                       : _mm256_and_si256(quad, _mm256_set1_epi16(0xff));
-    const __m256i high_x16x16 = kSigned ? _mm256_srai_epi16(quad, 8) : _mm256_srli_epi16(quad, 8);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(first), low_x16x16);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(second), high_x16x16);
-}
-
-// Lines 0 and 2 as pairs of 16 bits to `first`, lines 1 and 3 to `second`.
-template <bool kSigned>
-CS_AVX2 inline void pair_lines(const Bytes (&line)[4], std::byte* first, std::byte* second) {
+// Four lines, interleaved by bytes: four vectors of quads.
+CS_AVX2 inline void interleave(const Bytes (&line)[4], std::byte* to) {
     const __m256i low01 = _mm256_unpacklo_epi8(line[0], line[1]), high01 = _mm256_unpackhi_epi8(line[0], line[1]);
     const __m256i low23 = _mm256_unpacklo_epi8(line[2], line[3]), high23 = _mm256_unpackhi_epi8(line[2], line[3]);
-    store_pairs<kSigned>(_mm256_unpacklo_epi16(low01, low23), first, second);
-    store_pairs<kSigned>(_mm256_unpackhi_epi16(low01, low23), first + 32, second + 32);
-    store_pairs<kSigned>(_mm256_unpacklo_epi16(high01, high23), first + 64, second + 64);
-    store_pairs<kSigned>(_mm256_unpackhi_epi16(high01, high23), first + 96, second + 96);
+    auto* quad = reinterpret_cast<__m256i*>(to);
+    _mm256_store_si256(quad, _mm256_unpacklo_epi16(low01, low23));
+    _mm256_store_si256(quad + 1, _mm256_unpackhi_epi16(low01, low23));
+    _mm256_store_si256(quad + 2, _mm256_unpacklo_epi16(high01, high23));
+    _mm256_store_si256(quad + 3, _mm256_unpackhi_epi16(high01, high23));
+}
+
+// Bytes 0 and 2 of quads as integers of 16 bits.
+template <bool kSigned>
+CS_AVX2 inline __m256i low_pairs(__m256i quad) {
+    return kSigned ? _mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8) : _mm256_and_si256(quad, _mm256_set1_epi16(0xff));
+}
+
+// Bytes 1 and 3.
+template <bool kSigned>
+CS_AVX2 inline __m256i high_pairs(__m256i quad) {
+    return kSigned ? _mm256_srai_epi16(quad, 8) : _mm256_srli_epi16(quad, 8);
 }
 
 // The results of a block, its channels in order again.
-CS_AVX2 inline Bytes narrow_block(const __m256i (&sum)[4], const float* scale, bool to_unsigned) {
-    const __m256i low_s16x16 = _mm256_packs_epi32(requantize8(sum[0], scale), requantize8(sum[1], scale + 8));
-    const __m256i high_s16x16 = _mm256_packs_epi32(requantize8(sum[2], scale + 16), requantize8(sum[3], scale + 24));
+CS_AVX2 inline Bytes narrow_block(const int32_t* sums, const float* scale, bool to_unsigned) {
+    __m256i result_s32x8[4];
+    for (int v = 0; v < 4; ++v) result_s32x8[v] = requantize8(Pairs::load(sums + v * 8), scale + v * 8);
+    const __m256i low_s16x16 = _mm256_packs_epi32(result_s32x8[0], result_s32x8[1]);
+    const __m256i high_s16x16 = _mm256_packs_epi32(result_s32x8[2], result_s32x8[3]);
     return to_unsigned ? _mm256_packus_epi16(low_s16x16, high_s16x16) : _mm256_packs_epi16(low_s16x16, high_s16x16);
 }
 

@@ -13,31 +13,34 @@ CS_AVX512 inline Bytes load_bytes(const std::byte* from, int count) {
 
 CS_AVX512 inline void store_bytes(std::byte* to, Bytes x, int count) { _mm512_mask_storeu_epi8(to, first64(count), x); }
 
-// Bytes 0 and 2 of every 32 bits as integers of 16 bits to `first`, bytes 1 and 3 to `second`.
-template <bool kSigned>
-CS_AVX512 inline void store_pairs(Bytes quad, std::byte* first, std::byte* second) {
-    const __m512i low_x16x32 = kSigned ? _mm512_srai_epi16(_mm512_slli_epi16(quad, 8), 8)  //
-                                       : _mm512_and_si512(quad, _mm512_set1_epi16(0xff));
-    const __m512i high_x16x32 = kSigned ? _mm512_srai_epi16(quad, 8) : _mm512_srli_epi16(quad, 8);
-    _mm512_store_si512(first, low_x16x32);
-    _mm512_store_si512(second, high_x16x32);
-}
-
-// Lines 0 and 2 as pairs of 16 bits to `first`, lines 1 and 3 to `second`.
-template <bool kSigned>
-CS_AVX512 inline void pair_lines(const Bytes (&line)[4], std::byte* first, std::byte* second) {
+// Four lines, interleaved by bytes: four vectors of quads.
+CS_AVX512 inline void interleave(const Bytes (&line)[4], std::byte* to) {
     const __m512i low01 = _mm512_unpacklo_epi8(line[0], line[1]), high01 = _mm512_unpackhi_epi8(line[0], line[1]);
     const __m512i low23 = _mm512_unpacklo_epi8(line[2], line[3]), high23 = _mm512_unpackhi_epi8(line[2], line[3]);
-    store_pairs<kSigned>(_mm512_unpacklo_epi16(low01, low23), first, second);
-    store_pairs<kSigned>(_mm512_unpackhi_epi16(low01, low23), first + 64, second + 64);
-    store_pairs<kSigned>(_mm512_unpacklo_epi16(high01, high23), first + 128, second + 128);
-    store_pairs<kSigned>(_mm512_unpackhi_epi16(high01, high23), first + 192, second + 192);
+    _mm512_store_si512(to, _mm512_unpacklo_epi16(low01, low23));
+    _mm512_store_si512(to + 64, _mm512_unpackhi_epi16(low01, low23));
+    _mm512_store_si512(to + 128, _mm512_unpacklo_epi16(high01, high23));
+    _mm512_store_si512(to + 192, _mm512_unpackhi_epi16(high01, high23));
+}
+
+// Bytes 0 and 2 of quads as integers of 16 bits.
+template <bool kSigned>
+CS_AVX512 inline __m512i low_pairs(__m512i quad) {
+    return kSigned ? _mm512_srai_epi16(_mm512_slli_epi16(quad, 8), 8) : _mm512_and_si512(quad, _mm512_set1_epi16(0xff));
+}
+
+// Bytes 1 and 3.
+template <bool kSigned>
+CS_AVX512 inline __m512i high_pairs(__m512i quad) {
+    return kSigned ? _mm512_srai_epi16(quad, 8) : _mm512_srli_epi16(quad, 8);
 }
 
 // The results of a block, its channels in order again.
-CS_AVX512 inline Bytes narrow_block(const __m512i (&sum)[4], const float* scale, bool to_unsigned) {
+CS_AVX512 inline Bytes narrow_block(const int32_t* sums, const float* scale, bool to_unsigned) {
     __m512i result_s32x16[4];
-    for (int v = 0; v < 4; ++v) result_s32x16[v] = requantize16(sum[v], _mm512_loadu_ps(scale + v * 16));
+    for (int v = 0; v < 4; ++v) {
+        result_s32x16[v] = requantize16(_mm512_loadu_si512(sums + v * 16), _mm512_loadu_ps(scale + v * 16));
+    }
     const __m512i low_s16x32 = _mm512_packs_epi32(result_s32x16[0], result_s32x16[1]);
     const __m512i high_s16x32 = _mm512_packs_epi32(result_s32x16[2], result_s32x16[3]);
     return to_unsigned ? _mm512_packus_epi16(low_s16x32, high_s16x32) : _mm512_packs_epi16(low_s16x32, high_s16x32);

@@ -1,19 +1,16 @@
 // Depthwise convolution, int8 and float32: one body for the tiers without 8-bit dot products. A file that includes it
 // includes the vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h) and says how whole registers of bytes are
-// loaded, paired and narrowed.
+// loaded, interleaved, split and narrowed.
 //
-// Why it is fast: the lanes are channels. Of int8, the lines of a window are paired: a pair holds two taps of one
-// column, or, where the last line has no partner, two neighbouring taps of it, so that VPMADDWD does two taps and 3 x 3
-// take five. Four lines become two pairs by shuffles within halves of a register, a mask and a shift, once per column
-// and row of results; all windows that overlap read them. Shuffling leaves the channels in an order that packing with
-// saturation undoes, for free. A block's weights are loaded once per tile of positions, whose sums stay in registers.
+// Why it is fast: the lanes are channels. Of int8, four lines are interleaved to quads of bytes, once per row of
+// results. A mask and a shift make two pairs of 16 bits of a quad: two taps of a column each, or, where the last line
+// has no partner, two neighbouring taps of it, so that VPMADDWD does two taps and 3 x 3 take five. Along a row of
+// 3 x 3 windows every column is loaded and split once, for the three windows that see it, and weights stay in
+// registers. Interleaving leaves the channels in an order that packing with saturation undoes, for free.
 // float32 needs no pairs: inputs are multiplied where they lie, and windows are cut where they leave the image.
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <utility>
 
 #include "../aligned.h"
 #include "arithmetic.h"
@@ -24,57 +21,113 @@ namespace {
 
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kVectors = 4;                   // of sums in a block: a register of bytes
-constexpr int kBlock = kVectors * kLanes;     // channels
-constexpr int kPositions = kTile / kVectors;  // of a tile
-constexpr int kEntryBytes = kBlock * 4;       // a pair of 16 bits for every channel
+constexpr int kVectors = 4;                // of sums in a block: a register of bytes
+constexpr int kBlock = kVectors * kLanes;  // channels
+constexpr int kVectorBytes = kLanes * 4;
 
 // The channel of a block that lies in a lane of one of its vectors: bytes are interleaved within quarters of 16.
 inline int channel_of(int vector, int lane) { return lane / 4 * 16 + vector * 4 + lane % 4; }
 
-// Everything that the inner loop needs, plain.
-struct DepthwiseTile {
-    const std::byte* pairs;  // of the first position's first column
-    int64_t position_bytes;  // to the next position's
-    const int32_t* offset;   // of the pairs of each term, in bytes
-    const int16_t* weight;   // [count, kVectors, kLanes, 2]
-    int count;
-    const int32_t* bias;  // [kVectors, kLanes]
-    const float* scale;   // likewise
-    std::byte* output;    // first position's block of channels
-    int64_t pixel_bytes;  // to the next output position
-    int channels;         // of the block that exist
-    bool to_unsigned;
+// One vector of channels along a row of results.
+struct DepthwiseRow {
+    const std::byte* quads;  // of the first column
+    int64_t column_bytes;    // to the next column's
+    int quads_per_column, columns, stride;
+    const int16_t* weight;  // [columns, quads, 2 halves, kLanes, 2] of the window
+    const int32_t* bias;    // [kLanes]
+    int32_t* sums;          // [kVectors, kLanes] from one position to the next
+    int positions;
 };
 
-template <int POSITIONS>
-CS_TIER void sum_terms(const DepthwiseTile& t) {
-    typename Pairs::Vector sum[POSITIONS][kVectors];
-    CS_UNROLL for (auto& position : sum) {
-        CS_UNROLL for (int v = 0; v < kVectors; ++v) position[v] = Pairs::load(t.bias + v * kLanes);
+template <bool kSigned>
+struct Halves {
+    typename Pairs::Vector low, high;
+    CS_TIER static Halves load(const std::byte* quad) {
+        const auto bytes = Pairs::load(quad);
+        return {low_pairs<kSigned>(bytes), high_pairs<kSigned>(bytes)};
     }
-    const int16_t* weight = t.weight;
-    for (int n = 0; n < t.count; ++n, weight += 2 * kBlock) {
-        const std::byte* pairs = t.pairs + t.offset[n];
-        CS_UNROLL for (int v = 0; v < kVectors; ++v) {
-            const auto w = Pairs::load(weight + v * 2 * kLanes);
+};
+
+constexpr int kPositions = kTile / 2;  // summed at once
+
+template <bool kSigned, int POSITIONS>
+CS_TIER inline void sum_windows(const DepthwiseRow& r, int x) {
+    const int64_t step = r.stride * r.column_bytes;
+    const std::byte* from = r.quads + x * step;
+    const int16_t* weight = r.weight;
+    typename Pairs::Vector sum[POSITIONS];
+    CS_UNROLL for (auto& one : sum) one = Pairs::load(r.bias);
+    for (int column = 0; column < r.columns; ++column, from += r.column_bytes) {
+        for (int quad = 0; quad < r.quads_per_column; ++quad, weight += 4 * kLanes) {
+            const auto low = Pairs::load(weight), high = Pairs::load(weight + 2 * kLanes);
             CS_UNROLL for (int p = 0; p < POSITIONS; ++p) {
-                const auto x = Pairs::load(pairs + p * t.position_bytes + v * kLanes * 4);
-                sum[p][v] = Pairs::multiply_add(sum[p][v], x, w);
+                const auto x_pairs = Halves<kSigned>::load(from + p * step + quad * kBlock * 4);
+                sum[p] = Pairs::multiply_add(sum[p], x_pairs.low, low);
+                sum[p] = Pairs::multiply_add(sum[p], x_pairs.high, high);
             }
         }
     }
-    CS_UNROLL for (int p = 0; p < POSITIONS; ++p) {
-        store_bytes(t.output + p * t.pixel_bytes, narrow_block(sum[p], t.scale, t.to_unsigned), t.channels);
+    CS_UNROLL for (int p = 0; p < POSITIONS; ++p) Pairs::store(r.sums + int64_t{x + p} * kBlock, sum[p]);
+}
+
+// Windows of any size and stride.
+template <bool kSigned>
+CS_TIER void sum_row(const DepthwiseRow& r) {
+    int x = 0;
+    for (; x + kPositions <= r.positions; x += kPositions) sum_windows<kSigned, kPositions>(r, x);
+    for (; x < r.positions; ++x) sum_windows<kSigned, 1>(r, x);
+}
+
+// Windows of 3 x 3, stride 1: a column ends one window, goes on with the next and begins the one after.
+template <bool kSigned>
+CS_TIER void sum_row_3x3(const DepthwiseRow& r) {
+    const auto low0 = Pairs::load(r.weight), high0 = Pairs::load(r.weight + 2 * kLanes);
+    const auto low1 = Pairs::load(r.weight + 4 * kLanes);
+    const auto low2 = Pairs::load(r.weight + 8 * kLanes), high2 = Pairs::load(r.weight + 10 * kLanes);
+    const auto bias = Pairs::load(r.bias);
+    const auto begin = [&](const Halves<kSigned>& x) CS_TIER {
+        return Pairs::multiply_add(Pairs::multiply_add(bias, x.low, low0), x.high, high0);
+    };
+    const std::byte* from = r.quads + r.column_bytes;
+    const auto second = Halves<kSigned>::load(from);
+    auto last = Pairs::multiply_add(begin(Halves<kSigned>::load(r.quads)), second.low, low1), next = begin(second);
+    for (int x = 0; x < r.positions; ++x) {
+        from += r.column_bytes;
+        const auto column = Halves<kSigned>::load(from);
+        last = Pairs::multiply_add(last, column.low, low2);
+        Pairs::store(r.sums + int64_t{x} * kBlock, Pairs::multiply_add(last, column.high, high2));
+        last = Pairs::multiply_add(next, column.low, low1);
+        next = begin(column);
     }
 }
 
-using SumTerms = void (*)(const DepthwiseTile&);
+// Windows of 3 x 3, stride 2: the last column of one is the first of the next.
+template <bool kSigned>
+CS_TIER void sum_row_3x3_stride_2(const DepthwiseRow& r) {
+    const auto low0 = Pairs::load(r.weight), high0 = Pairs::load(r.weight + 2 * kLanes);
+    const auto low1 = Pairs::load(r.weight + 4 * kLanes);
+    const auto low2 = Pairs::load(r.weight + 8 * kLanes), high2 = Pairs::load(r.weight + 10 * kLanes);
+    const auto bias = Pairs::load(r.bias);
+    auto first = Halves<kSigned>::load(r.quads);
+    const std::byte* from = r.quads + r.column_bytes;
+    for (int x = 0; x < r.positions; ++x, from += 2 * r.column_bytes) {
+        const auto second = low_pairs<kSigned>(Pairs::load(from));
+        const auto third = Halves<kSigned>::load(from + r.column_bytes);
+        auto sum = Pairs::multiply_add(bias, first.low, low0);
+        sum = Pairs::multiply_add(sum, first.high, high0);
+        sum = Pairs::multiply_add(sum, second, low1);
+        sum = Pairs::multiply_add(sum, third.low, low2);
+        Pairs::store(r.sums + int64_t{x} * kBlock, Pairs::multiply_add(sum, third.high, high2));
+        first = third;
+    }
+}
 
-template <int... kCounts>
-SumTerms sum_terms_of(int positions, std::integer_sequence<int, kCounts...>) {
-    static constexpr SumTerms all[] = {sum_terms<kCounts + 1>...};
-    return all[positions - 1];
+using SumRow = void (*)(const DepthwiseRow&);
+
+template <bool kSigned>
+SumRow sum_row_of(const Window& w) {
+    if (w.kernel_h != 3 || w.kernel_w != 3 || w.stride_w > 2) return sum_row<kSigned>;
+    return w.stride_w == 1 ? sum_row_3x3<kSigned> : sum_row_3x3_stride_2<kSigned>;
 }
 
 class DepthwisePairs final : public Step {
@@ -86,12 +139,12 @@ class DepthwisePairs final : public Step {
           columns_((s.conv_width - 1) * s.window.stride_w + s.window.kernel_w),
           quads_((s.window.kernel_h + 3) / 4),
           blocks_((s.kernels + kBlock - 1) / kBlock),
+          weight_(int64_t{blocks_} * kVectors * vector_weights()),
           bias_(int64_t{blocks_} * kBlock),
-          scale_(int64_t{blocks_} * kBlock) {
+          scale_(int64_t{blocks_} * kBlock),
+          sum_row_(s.input.dtype == DType::s8 ? sum_row_of<true>(s.window) : sum_row_of<false>(s.window)) {
         const auto bias = padded_bias(s);
         const auto scale = padded_scale(s);
-        list_terms();
-        weight_.resize(int64_t{blocks_} * terms_.size() * kBlock * 2);
         for (int i = 0; i < blocks_ * kBlock; ++i) {
             const int channel = i / kBlock * kBlock + channel_of(i % kBlock / kLanes, i % kLanes);
             if (channel >= s.kernels) continue;
@@ -101,7 +154,7 @@ class DepthwisePairs final : public Step {
         }
     }
 
-    size_t scratch_bytes() const override { return columns_ * column_bytes(); }
+    size_t scratch_bytes() const override { return sums_offset() + sizeof(int32_t) * output_.width * kBlock; }
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(true);
@@ -110,53 +163,40 @@ class DepthwisePairs final : public Step {
             auto* out = sample<std::byte>(call.output, output_, n);
             for (int y = 0; y < output_.height; ++y) {
                 for (int block = 0; block < blocks_; ++block) {
-                    const int top = y * window_.stride_h - window_.pad_top;
-                    input_.dtype == DType::s8 ? stage<true>(image, top, block, call.scratch)
-                                              : stage<false>(image, top, block, call.scratch);
-                    run_row(call.scratch, block, out + int64_t{y} * output_.width * output_.channels);
+                    stage(image, y * window_.stride_h - window_.pad_top, block, call.scratch);
+                    auto* sums = reinterpret_cast<int32_t*>(call.scratch + sums_offset());
+                    sum_block(call.scratch, block, sums);
+                    write_out(sums, block, out + int64_t{y} * output_.width * output_.channels);
                 }
             }
         }
     }
 
   private:
-    // Two taps that are multiplied at once, the second of which may be missing (line or column beyond the window), and
-    // where they are staged.
-    struct Term {
-        int line[2], column[2], offset;
-    };
+    int64_t column_bytes() const { return int64_t{quads_} * kBlock * 4; }
+    int64_t sums_offset() const { return columns_ * column_bytes(); }
+    int64_t vector_weights() const { return int64_t{window_.kernel_w} * quads_ * 4 * kLanes; }
 
-    // A spare vector, so that the same pair of neighbouring columns lies in other banks of the cache.
-    int64_t column_bytes() const { return int64_t{2} * quads_ * kEntryBytes + kLanes * 4; }
-
-    // Entry e of a column holds lines 2e and 2e + 1 of it, or line 2e, the last one, of it and of the next column.
-    void list_terms() {
+    // The weights of a channel, whose place is lane i of all channels. Pair e of a column holds lines 2e and 2e + 1 of
+    // it, or line 2e, the last one, of it and of the next column.
+    void lay_out(const int8_t* dense, int kernels, int i) {
+        int16_t* to = weight_.data() + i / kLanes * vector_weights() + i % kLanes * 2;
         for (int column = 0; column < window_.kernel_w; ++column) {
-            for (int line = 0; line < window_.kernel_h; line += 2) {
-                const int offset = static_cast<int>(column * column_bytes()) + line / 2 * kEntryBytes;
-                if (line + 1 < window_.kernel_h) {
-                    terms_.push_back({{line, line + 1}, {column, column}, offset});
-                } else if (column % 2 == 0) {
-                    terms_.push_back({{line, line}, {column, column + 1}, offset});
+            for (int line = 0; line < quads_ * 4; line += 2, to += 2 * kLanes) {
+                const int tap = line * window_.kernel_w + column;
+                const bool has_partner = line + 1 < window_.kernel_h;
+                if (line >= window_.kernel_h || (!has_partner && column % 2)) continue;
+                to[0] = dense[int64_t{tap} * kernels];
+                if (has_partner) {
+                    to[1] = dense[int64_t{tap + window_.kernel_w} * kernels];
+                } else if (column + 1 < window_.kernel_w) {
+                    to[1] = dense[int64_t{tap + 1} * kernels];
                 }
             }
         }
-        for (const Term& term : terms_) offsets_.push_back(term.offset);
     }
 
-    // The weights of a channel, whose place is lane i of all channels.
-    void lay_out(const int8_t* dense, int kernels, int i) {
-        int64_t to = (i / kBlock * static_cast<int64_t>(terms_.size()) * kBlock + i % kBlock) * 2;
-        for (const Term& term : terms_) {
-            for (int j = 0; j < 2; ++j) {
-                if (term.column[j] >= window_.kernel_w) continue;
-                weight_[to + j] = dense[int64_t{term.line[j] * window_.kernel_w + term.column[j]} * kernels];
-            }
-            to += kBlock * 2;
-        }
-    }
-
-    // One of the four lines that make two pairs.
+    // One of the four lines of a quad.
     struct Line {
         const std::byte* first;  // the block of the image's first column; null for a line of zeros
         int next;                // 1 for the column after the one that is staged
@@ -170,24 +210,22 @@ class DepthwisePairs final : public Step {
         return {image + int64_t{row} * input_.width * input_.channels, next};
     }
 
-    // The pairs [column][entry] of one row of results, for windows whose first line of the image is `top`.
-    template <bool kSigned>
+    // The quads [column][quad] of one row of results, for windows whose first line of the image is `top`.
     CS_TIER void stage(const std::byte* image, int top, int block, std::byte* to) const {
         const int first = std::min(columns_, window_.pad_left);
         const int end = std::clamp(input_.width + window_.pad_left - 1, first, columns_);  // the next is in line, too
-        for (int quad = 0; quad < quads_; ++quad, to += 2 * kEntryBytes) {
+        for (int quad = 0; quad < quads_; ++quad, to += kBlock * 4) {
             Line line[4];
             for (int i = 0; i < 4; ++i) line[i] = line_of(image + block * kBlock, top, quad, i);
-            stage_ends<kSigned>(line, 0, first, block, to);
-            stage_columns<kSigned>(line, first, end, block, to);
-            stage_ends<kSigned>(line, end, columns_, block, to);
+            stage_ends(line, 0, first, block, to);
+            stage_columns(line, first, end, block, to);
+            stage_ends(line, end, columns_, block, to);
         }
     }
 
     int channels_of(int block) const { return std::min(kBlock, input_.channels - block * kBlock); }
 
     // Columns that lie on the image, with the next one.
-    template <bool kSigned>
     CS_TIER void stage_columns(const Line (&line)[4], int first, int end, int block, std::byte* to) const {
         alignas(kAlignment) static constexpr std::byte kZeros[kBlock] = {};
         const std::byte* from[4];
@@ -197,19 +235,18 @@ class DepthwisePairs final : public Step {
             from[i] = (line[i].first ? line[i].first : kZeros) + (first - window_.pad_left + line[i].next) * step[i];
         }
         const int channels = channels_of(block);
-        std::byte* pairs = to + first * column_bytes();
-        for (int x = first; x < end; ++x, pairs += column_bytes()) {
+        std::byte* quad = to + first * column_bytes();
+        for (int x = first; x < end; ++x, quad += column_bytes()) {
             Bytes bytes[4];
             CS_UNROLL for (int i = 0; i < 4; ++i) {
                 bytes[i] = load_bytes(from[i], channels);
                 from[i] += step[i];
             }
-            pair_lines<kSigned>(bytes, pairs, pairs + kEntryBytes);
+            interleave(bytes, quad);
         }
     }
 
     // Columns that may lie beside it.
-    template <bool kSigned>
     CS_TIER void stage_ends(const Line (&line)[4], int first, int end, int block, std::byte* to) const {
         for (int x = first; x < end; ++x) {
             Bytes bytes[4];
@@ -219,31 +256,35 @@ class DepthwisePairs final : public Step {
                 const std::byte* from = line[i].first + int64_t{column} * input_.channels;
                 bytes[i] = exists ? load_bytes(from, channels_of(block)) : Bytes{};
             }
-            pair_lines<kSigned>(bytes, to + x * column_bytes(), to + x * column_bytes() + kEntryBytes);
+            interleave(bytes, to + x * column_bytes());
         }
     }
 
-    void run_row(const std::byte* staged, int block, std::byte* out) const {
-        constexpr auto counts = std::make_integer_sequence<int, kPositions>();
-        const auto terms = static_cast<int>(terms_.size());
-        const int64_t position_bytes = window_.stride_w * column_bytes();
-        for (int x = 0; x < output_.width; x += kPositions) {
-            sum_terms_of(std::min(kPositions, output_.width - x), counts)(
-                {staged + x * position_bytes, position_bytes, offsets_.data(),
-                 weight_.data() + int64_t{block} * terms * kBlock * 2, terms, bias_.data() + block * kBlock,
-                 scale_.data() + block * kBlock, out + int64_t{x} * output_.channels + block * kBlock, output_.channels,
-                 std::min(kBlock, output_.channels - block * kBlock), output_.dtype == DType::u8});
+    void sum_block(const std::byte* quads, int block, int32_t* sums) const {
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t vector = int64_t{block} * kVectors + v;
+            sum_row_({quads + v * kVectorBytes, column_bytes(), quads_, window_.kernel_w, window_.stride_w,
+                      weight_.data() + vector * vector_weights(), bias_.data() + vector * kLanes, sums + v * kLanes,
+                      output_.width});
+        }
+    }
+
+    CS_TIER void write_out(const int32_t* sums, int block, std::byte* row) const {
+        const float* scale = scale_.data() + block * kBlock;
+        const int channels = channels_of(block);
+        std::byte* to = row + block * kBlock;
+        for (int x = 0; x < output_.width; ++x, to += output_.channels, sums += kBlock) {
+            store_bytes(to, narrow_block(sums, scale, output_.dtype == DType::u8), channels);
         }
     }
 
     Tensor input_, output_;
     Window window_;
     int columns_, quads_, blocks_;
-    std::vector<Term> terms_;
-    std::vector<int32_t> offsets_;
-    AlignedVector<int16_t> weight_;  // [block][term][vector][lane][2]
+    AlignedVector<int16_t> weight_;  // [block][vector][column][quad][half][lane][2]
     AlignedVector<int32_t> bias_;    // [block][vector][lane]
     AlignedVector<float> scale_;     // likewise
+    SumRow sum_row_;
 };
 
 constexpr int kFloatPositions = kTile / 2;  // of a tile
