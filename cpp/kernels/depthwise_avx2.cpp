@@ -1,4 +1,6 @@
 // Depthwise convolution in vectors of 256 bits, avx2 tier. See depthwise_lanes.h.
+#include <type_traits>
+
 #include "avx2.h"
 #include "avx2_lanes.h"
 
@@ -7,25 +9,26 @@ namespace {
 
 using Bytes = __m256i;
 
-// At least the first `count` bytes. Up to a whole register may be read.
-CS_AVX2 inline Bytes load_bytes(const std::byte* from, int) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+// At least the first `count` bytes, up to half of them in the lower halves of both parts of the register. Up to a whole
+// register may be read.
+CS_AVX2 inline Bytes load_bytes(const std::byte* from, int count) {
+    if (count > 16) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm256_permute4x64_epi64(_mm256_castsi128_si256(half), _MM_SHUFFLE(1, 1, 0, 0));
 }
 
-// The first `count` bytes.
+// The first `count` bytes, up to half of them from the lower halves of both parts of the register.
 CS_AVX2 inline void store_bytes(std::byte* to, Bytes x, int count) {
-    if (count >= 32) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x);
-        return;
-    }
+    if (count >= 32) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x);
+    if (count <= 16) x = _mm256_permute4x64_epi64(x, _MM_SHUFFLE(3, 1, 2, 0));
+    if (count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(x));
     alignas(32) std::byte bytes[32];
     _mm256_store_si256(reinterpret_cast<__m256i*>(bytes), x);
-    const std::byte* from = bytes;
-    const auto move = [&](auto size) {
+    int done = 0;
+    const auto move = [&](auto size) {  // sizes that compilers know
         if (!(count & size)) return;
-        std::memcpy(to, from, size);
-        to += size;
-        from += size;
+        std::memcpy(to + done, bytes + done, size);
+        done += size;
     };
     move(std::integral_constant<int, 16>{});
     move(std::integral_constant<int, 8>{});

@@ -7,11 +7,17 @@ namespace {
 
 using Bytes = __m512i;
 
+// The first `count` bytes, up to half of them in the lower halves of the register's quarters.
 CS_AVX512 inline Bytes load_bytes(const std::byte* from, int count) {
-    return _mm512_maskz_loadu_epi8(first64(count), from);
+    const Bytes x = _mm512_maskz_loadu_epi8(first64(count), from);
+    return count > 32 ? x : _mm512_permutexvar_epi64(_mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0), x);
 }
 
-CS_AVX512 inline void store_bytes(std::byte* to, Bytes x, int count) { _mm512_mask_storeu_epi8(to, first64(count), x); }
+// Likewise.
+CS_AVX512 inline void store_bytes(std::byte* to, Bytes x, int count) {
+    if (count <= 32) x = _mm512_permutexvar_epi64(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), x);
+    _mm512_mask_storeu_epi8(to, first64(count), x);
+}
 
 // Four lines, interleaved by bytes: four vectors of quads.
 CS_AVX512 inline void interleave(const Bytes (&line)[4], std::byte* to) {

@@ -25,8 +25,12 @@ constexpr int kVectors = 4;                // of sums in a block: a register of 
 constexpr int kBlock = kVectors * kLanes;  // channels
 constexpr int kVectorBytes = kLanes * 4;
 
-// The channel of a block that lies in a lane of one of its vectors: bytes are interleaved within quarters of 16.
-inline int channel_of(int vector, int lane) { return lane / 4 * 16 + vector * 4 + lane % 4; }
+// Blocks of few channels take only half of the vectors.
+inline int vectors_of(int channels) { return channels <= kBlock / 2 ? kVectors / 2 : kVectors; }
+
+// The channel of a block that lies in a lane of one of its vectors: bytes are interleaved within parts of 16 that hold
+// four channels of every vector.
+inline int channel_of(int vectors, int vector, int lane) { return (lane / 4 * vectors + vector) * 4 + lane % 4; }
 
 // One vector of channels along a row of results.
 struct DepthwiseRow {
@@ -146,8 +150,9 @@ class DepthwisePairs final : public Step {
         const auto bias = padded_bias(s);
         const auto scale = padded_scale(s);
         for (int i = 0; i < blocks_ * kBlock; ++i) {
-            const int channel = i / kBlock * kBlock + channel_of(i % kBlock / kLanes, i % kLanes);
-            if (channel >= s.kernels) continue;
+            const int block = i / kBlock, vector = i % kBlock / kLanes, vectors = vectors_of(channels_of(block));
+            const int channel = block * kBlock + channel_of(vectors, vector, i % kLanes);
+            if (vector >= vectors || channel >= s.kernels) continue;
             bias_[i] = bias[channel];
             scale_[i] = scale[channel];
             lay_out(static_cast<const int8_t*>(s.dense) + channel, s.kernels, i);
@@ -261,7 +266,8 @@ class DepthwisePairs final : public Step {
     }
 
     void sum_block(const std::byte* quads, int block, int32_t* sums) const {
-        for (int v = 0; v < kVectors; ++v) {
+        const int vectors = vectors_of(channels_of(block));
+        for (int v = 0; v < vectors; ++v) {
             const int64_t vector = int64_t{block} * kVectors + v;
             sum_row_({quads + v * kVectorBytes, column_bytes(), quads_, window_.kernel_w, window_.stride_w,
                       weight_.data() + vector * vector_weights(), bias_.data() + vector * kLanes, sums + v * kLanes,
