@@ -92,14 +92,16 @@ CS_TIER void sum_row_3x3(const DepthwiseRow& r) {
     const auto begin = [&](const Halves<kSigned>& x) CS_TIER {
         return Pairs::multiply_add(Pairs::multiply_add(bias, x.low, low0), x.high, high0);
     };
-    const std::byte* from = r.quads + r.column_bytes;
+    const int64_t column_bytes = r.column_bytes;  // stores could change what r refers to, for all the compiler knows
+    const std::byte* from = r.quads + column_bytes;
     const auto second = Halves<kSigned>::load(from);
     auto last = Pairs::multiply_add(begin(Halves<kSigned>::load(r.quads)), second.low, low1), next = begin(second);
-    for (int x = 0; x < r.positions; ++x) {
-        from += r.column_bytes;
+    int32_t *sums = r.sums, *end = sums + int64_t{r.positions} * kBlock;
+    for (; sums < end; sums += kBlock) {
+        from += column_bytes;
         const auto column = Halves<kSigned>::load(from);
         last = Pairs::multiply_add(last, column.low, low2);
-        Pairs::store(r.sums + int64_t{x} * kBlock, Pairs::multiply_add(last, column.high, high2));
+        Pairs::store(sums, Pairs::multiply_add(last, column.high, high2));
         last = Pairs::multiply_add(next, column.low, low1);
         next = begin(column);
     }
@@ -113,15 +115,17 @@ CS_TIER void sum_row_3x3_stride_2(const DepthwiseRow& r) {
     const auto low2 = Pairs::load(r.weight + 8 * kLanes), high2 = Pairs::load(r.weight + 10 * kLanes);
     const auto bias = Pairs::load(r.bias);
     auto first = Halves<kSigned>::load(r.quads);
-    const std::byte* from = r.quads + r.column_bytes;
-    for (int x = 0; x < r.positions; ++x, from += 2 * r.column_bytes) {
+    const int64_t column_bytes = r.column_bytes;
+    const std::byte* from = r.quads + column_bytes;
+    int32_t *sums = r.sums, *end = sums + int64_t{r.positions} * kBlock;
+    for (; sums < end; sums += kBlock, from += 2 * column_bytes) {
         const auto second = low_pairs<kSigned>(Pairs::load(from));
-        const auto third = Halves<kSigned>::load(from + r.column_bytes);
+        const auto third = Halves<kSigned>::load(from + column_bytes);
         auto sum = Pairs::multiply_add(bias, first.low, low0);
         sum = Pairs::multiply_add(sum, first.high, high0);
         sum = Pairs::multiply_add(sum, second, low1);
         sum = Pairs::multiply_add(sum, third.low, low2);
-        Pairs::store(r.sums + int64_t{x} * kBlock, Pairs::multiply_add(sum, third.high, high2));
+        Pairs::store(sums, Pairs::multiply_add(sum, third.high, high2));
         first = third;
     }
 }
@@ -240,8 +244,9 @@ class DepthwisePairs final : public Step {
             from[i] = (line[i].first ? line[i].first : kZeros) + (first - window_.pad_left + line[i].next) * step[i];
         }
         const int channels = channels_of(block);
-        std::byte* quad = to + first * column_bytes();
-        for (int x = first; x < end; ++x, quad += column_bytes()) {
+        const int64_t quad_step = column_bytes();
+        std::byte* quad = to + first * quad_step;
+        for (int x = first; x < end; ++x, quad += quad_step) {
             Bytes bytes[4];
             CS_UNROLL for (int i = 0; i < 4; ++i) {
                 bytes[i] = load_bytes(from[i], channels);
@@ -277,10 +282,11 @@ class DepthwisePairs final : public Step {
 
     CS_TIER void write_out(const int32_t* sums, int block, std::byte* row) const {
         const float* scale = scale_.data() + block * kBlock;
-        const int channels = channels_of(block);
+        const int channels = channels_of(block), pixel = output_.channels;
+        const bool to_unsigned = output_.dtype == DType::u8;
         std::byte* to = row + block * kBlock;
-        for (int x = 0; x < output_.width; ++x, to += output_.channels, sums += kBlock) {
-            store_bytes(to, narrow_block(sums, scale, output_.dtype == DType::u8), channels);
+        for (const int32_t* end = sums + int64_t{output_.width} * kBlock; sums < end; sums += kBlock, to += pixel) {
+            store_bytes(to, narrow_block(sums, scale, to_unsigned), channels);
         }
     }
 
