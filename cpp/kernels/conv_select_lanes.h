@@ -81,9 +81,13 @@ CS_TIER void list_active(const X* x, const Tensor& image, int row_size, ActiveLi
 // Appends `count` entries, each offset moved by `move`, in whole steps: what is too much is overwritten.
 template <class Input>
 CS_TIER inline void append(const Entries<Input>& from, int count, int32_t move, const Entries<Input>& to) {
+    typedef int32_t Offsets __attribute__((vector_size(sizeof(int32_t) * kStep)));
     int n = 0;
     do {  // also where there are none: most runs take one step, which is then no branch to guess
-        for (int i = 0; i < kStep; ++i) to.offset[n + i] = from.offset[n + i] + move;
+        Offsets offsets;
+        std::memcpy(&offsets, from.offset + n, sizeof offsets);
+        offsets += move;
+        std::memcpy(to.offset + n, &offsets, sizeof offsets);
         std::memcpy(to.value + n, from.value + n, sizeof(Input) * kStep);
         n += kStep;
     } while (n < count);
@@ -100,9 +104,7 @@ struct Selected {
 
 template <size_t kBytes>
 CS_TIER inline void prefetch(const void* row) {
-    CS_UNROLL for (size_t i = 0; i < kBytes; i += 64) {
-        _mm_prefetch(static_cast<const char*>(row) + i, _MM_HINT_T0);
-    }
+    CS_UNROLL for (size_t i = 0; i < kBytes; i += 64) { _mm_prefetch(static_cast<const char*>(row) + i, _MM_HINT_T0); }
 }
 
 template <int VECTORS>
@@ -122,8 +124,10 @@ CS_TIER inline void add_products(const Selected<Pairs>& s, typename Pairs::Vecto
     for (int n = 0; n < s.count; n += 2) {
         const auto pair = Pairs::broadcast(s.entries.value + n);
         const int16_t *first = s.weight + s.entries.offset[n], *second = s.weight + s.entries.offset[n + 1];
-        prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead]);
-        prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead + 1]);
+        if constexpr (VECTORS > 4) {  // narrower chunks lie in the first cache
+            prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead]);
+            prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead + 1]);
+        }
         CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
             const auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
             sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
@@ -269,7 +273,7 @@ class ConvSelect final : public Step {
 
     Layout layout() const {
         const size_t all = input_.size() + kStep;
-        const size_t window = int64_t{window_.kernel_h} * window_.kernel_w * input_.channels + 2 * kStep;
+        const size_t window = int64_t{window_.kernel_h} * window_.kernel_w * input_.channels + kStep + kAhead + 2;
         Layout at;
         at.offsets = round_up(sizeof(int32_t) * (input_.positions() + 1), kAlignment);
         at.values = at.offsets + round_up(sizeof(int32_t) * all, kAlignment);
@@ -330,12 +334,13 @@ class ConvSelect final : public Step {
     }
 
     CS_TIER int join_all(const Work& work, int chunk, int top, int left) const {
-        const int window = top * input_.width + left, row = input_.channels * row_size();
+        const int width = input_.width, window = top * width + left, row = input_.channels * row_size();
+        const Work at = work;  // stores could change what it refers to, for all the compiler knows
         const Run* end = runs_.run.data() + runs_.begin[chunk + 1];
         int count = 0;
         for (const Run* run = runs_.run.data() + runs_.begin[chunk]; run < end; ++run) {
-            const int first = window + run->line * input_.width + run->first;
-            count = join(work, first, first + run->end - run->first, (run->move - window) * row, count);
+            const int first = window + run->line * width + run->first;
+            count = join(at, first, first + run->end - run->first, (run->move - window) * row, count);
         }
         return count;
     }
