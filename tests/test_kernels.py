@@ -415,13 +415,12 @@ def test_layers_reach_the_kernels_of_their_tier(tier: str, lanes: int, dtype: An
             layer = Conv2d(name="y", inputs=("x",), weight=weight, kernel=(3, 3))
             choice = cpp.compile(Graph((source, layer)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
             form = kind if mode == "sparse-dense" else ""
-            if mode != "sparse-sparse":
-                assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}", tier)
+            selects = "_select" if mode == "sparse-sparse" else ""
+            assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}{selects}", tier)
             source = Input(name="x", inputs=(), shape=(72,), dtype=dtype, scale=scale)
             linear = Linear(name="y", inputs=("x",), weight=weight)
             choice = cpp.compile(Graph((source, linear)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
             form = "" if mode == "dense" else kind
-            selects = "_select" if mode == "sparse-sparse" else ""
             assert (choice.kernel, choice.tier) == (f"linear{form}_lanes{lanes}{selects}", tier)
 
 
@@ -488,39 +487,57 @@ def test_clips(size: int, dtype: str) -> None:
         check((integers("x", (size,), dtype), Clip(name="y", inputs=("x",), minimum=low, maximum=high)), x)
 
 
+DEPTHWISE_KERNELS = {"avx2": "depthwise_lanes8", "avx512": "depthwise_lanes16", "avx512vnni": "depthwise_dot"}
+DEPTHWISE_GEOMETRIES = [
+    ((3, 3), (1, 1), (1, 1, 1, 1), 9),
+    ((3, 3), (2, 2), (0, 0, 1, 1), 10),
+    ((5, 2), (1, 3), (2, 0, 1, 1), 6),
+    ((1, 1), (1, 1), (0, 0, 0, 0), 3),
+    ((4, 5), (1, 1), (3, 2, 1, 2), 7),
+    ((2, 3), (3, 1), (0, 4, 1, 0), 31),
+]
+"""Window, stride, padding, and the width of an image: rows of fewer and of more positions than a tile."""
+
+
+def depthwise(weight: NDArray[Any], geometry: tuple[Any, ...], **options: Any) -> Conv2d:
+    kernel, stride, padding, _ = geometry
+    window = {"kernel": kernel, "stride": stride, "padding": padding, "groups": weight.shape[1]}
+    return Conv2d(name="y", inputs=("x",), weight=weight, **window, **options)
+
+
+def check_depthwise(nodes: tuple[Node, ...], x: NDArray[Any], kernels: dict[str, str]) -> None:
+    for tier in kernels.keys() & set(TIERS):
+        choice = cpp.compile(Graph(nodes), "dense", 1, tier=tier, measure=False).choices()["y"]
+        assert choice.kernel == kernels[tier]
+    check(nodes, x)
+
+
 @pytest.mark.parametrize("channels", EDGES[1:])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_depthwise(channels: int, dtype: str) -> None:
-    """Tall and wide windows, strides, padding, rows of fewer and more positions than a tile."""
     rng = np.random.default_rng(channels)
-    geometries: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], int]] = [
-        ((3, 3), (1, 1), (1, 1, 1, 1), 9),
-        ((3, 3), (2, 2), (0, 0, 1, 1), 10),
-        ((5, 2), (1, 3), (2, 0, 1, 1), 6),
-        ((1, 1), (1, 1), (0, 0, 0, 0), 3),
-    ]
-    for kernel, stride, padding, width in geometries:
-        taps = kernel[0] * kernel[1]
+    for geometry in DEPTHWISE_GEOMETRIES:
+        taps, shape = geometry[0][0] * geometry[0][1], (6, geometry[3], channels)
         weight = values(rng, (taps, channels), "int8", 0.9)
         bias = rng.integers(-(2**14), 2**14, channels).astype(np.int32)
-        x = values(rng, (2, 6, width, channels), dtype, 0.8)
+        x = values(rng, (2, *shape), dtype, 0.8)
         for to in ("uint8", "int8"):
-            layer = Conv2d(
-                name="y",
-                inputs=("x",),
-                weight=weight,
-                bias=bias,
-                requantization=requantization(rng, channels, 255 * 80 * np.sqrt(taps), to),
-                kernel=kernel,
-                stride=stride,
-                padding=padding,
-                groups=channels,
-            )
-            nodes = (integers("x", (6, width, channels), dtype), layer)
-            if "avx512vnni" in TIERS:
-                choice = cpp.compile(Graph(nodes), "dense", 1, tier="avx512vnni", measure=False).choices()["y"]
-                assert choice.kernel == "depthwise_dot"
-            check(nodes, x)
+            scaling = requantization(rng, channels, 255 * 80 * np.sqrt(taps), to)
+            layer = depthwise(weight, geometry, bias=bias, requantization=scaling)
+            check_depthwise((integers("x", shape, dtype), layer), x, DEPTHWISE_KERNELS)
+
+
+@pytest.mark.parametrize("channels", EDGES[1:])
+def test_float_depthwise(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    for geometry in DEPTHWISE_GEOMETRIES:
+        taps, shape = geometry[0][0] * geometry[0][1], (6, geometry[3], channels)
+        weight, bias, x = (
+            rng.standard_normal(size).astype(np.float32) for size in ((taps, channels), channels, (2, *shape))
+        )
+        source = Input(name="x", inputs=(), shape=shape)
+        kernels = {"avx2": "depthwise_lanes8", "avx512": "depthwise_lanes16"}
+        check_depthwise((source, depthwise(weight, geometry, bias=bias)), x, kernels)
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 33])

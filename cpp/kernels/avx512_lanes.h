@@ -17,6 +17,11 @@ constexpr int kLanes = 16;        // of 32 bits
 constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
 constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
 
+struct RoundDown {  // for tiers whose instructions do not carry their rounding
+    explicit RoundDown(bool) {}
+    ~RoundDown() {}
+};
+
 // Sixteen int8 as integers of 32 bits.
 CS_AVX512 inline __m512i widen_lanes(const int8_t* from) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
@@ -51,8 +56,17 @@ struct Pairs {
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
 
+    // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
+    // those that interleaving within quarters of a vector leads from.
+    CS_AVX512 static Vector interleave_low(Vector a, Vector b) { return _mm512_unpacklo_epi16(a, b); }
+    CS_AVX512 static Vector interleave_high(Vector a, Vector b) { return _mm512_unpackhi_epi16(a, b); }
+    static int place_in_row(int kernel) {
+        const int eighth = kernel / 4 % 8;
+        return kernel - eighth * 4 + (eighth % 4 * 2 + eighth / 4) * 4;
+    }
+
     // Results of the first `count` lanes.
-    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out) {
+    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out, bool) {
         if (out == DType::s32) {
             _mm512_mask_storeu_epi32(to, first16(count), sum_s32x16);
             return;
@@ -83,7 +97,8 @@ struct Floats {
         return _mm512_fmadd_ps(input, weight, sum);
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
-    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType) {
+    static int place_in_row(int kernel) { return kernel; }
+    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType, bool) {
         _mm512_mask_storeu_ps(to, first16(count), sum);
     }
 };
