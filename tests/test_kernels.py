@@ -397,6 +397,16 @@ def test_ends_of_vectors_reach_the_vector_kernels() -> None:
     }
 
 
+def test_additions_take_the_vectors_that_hold_their_sums() -> None:
+    """From a shift by 10 on; results 64 times as fine as their terms, or finer, are left to plain code."""
+    for tier, shift in itertools.product(("avx2", "avx512"), (9, 10)):
+        if tier in TIERS:
+            pair = Requantization(np.array([40000, 3], np.uint16), np.array([shift], np.uint8), "uint8", 1.0)
+            nodes = (integers("x", (40,), "int8"), Add(name="y", inputs=("x", "x"), requantization=pair))
+            choice = cpp.compile(Graph(nodes), "auto", 1, tier=tier, measure=False).choices()["y"]
+            assert (choice.kernel, choice.tier) == (("add", "scalar") if shift < 10 else ("add_vector", tier))
+
+
 @pytest.mark.parametrize(("tier", "lanes"), [("avx2", 8), ("avx512", 16)])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
 def test_layers_reach_the_kernels_of_their_tier(tier: str, lanes: int, dtype: Any) -> None:
@@ -442,7 +452,7 @@ def test_addition_and_concatenation(channels: int) -> None:
     positive = Relu(name="positive", inputs=("x",))
     to_unsigned = Requantization(np.array([65535], np.uint16), np.array([15], np.uint8), "uint8", 1.0)
     other = AveragePool(name="other", inputs=("x",), kernel=(1, 1), stride=(1, 1), requantization=to_unsigned)
-    for shift, dtype in itertools.product((1, 8, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
+    for shift, dtype in itertools.product((1, 9, 10, 11, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
         for multipliers in ((65535, 65535), (32768, 65535), (1, 65535), (32768, 0), (40001, 32767)):
             pair = Requantization(np.array(multipliers, np.uint16), np.array([shift], np.uint8), dtype, 1.0)  # type: ignore[arg-type]
             check((source, other, Add(name="y", inputs=("x", "other"), requantization=pair)), x)

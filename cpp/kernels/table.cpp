@@ -103,7 +103,8 @@ const std::vector<Kernel<PoolSpec>>& kernels() {
 template <>
 const std::vector<Kernel<AddSpec>>& kernels() {
     static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add},
-                                                       CS_X86({"add_vector", Tier::avx512, Mode::none, avx512::add})};
+                                                       CS_X86({"add_vector", Tier::avx2, Mode::none, avx2::add},
+                                                              {"add_vector", Tier::avx512, Mode::none, avx512::add})};
     return table;
 }
 
