@@ -96,7 +96,8 @@ template <>
 const std::vector<Kernel<PoolSpec>>& kernels() {
     static const std::vector<Kernel<PoolSpec>> table = {
         {"pool", Tier::scalar, Mode::none, scalar::pool},
-        CS_X86({"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
+        CS_X86({"pool_vector", Tier::avx2, Mode::none, avx2::pool},
+               {"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
     return table;
 }
 
