@@ -377,10 +377,15 @@ def integers(name: str, shape: tuple[int, ...], dtype: str) -> Input:
     return Input(name=name, inputs=(), shape=shape, dtype=dtype, scale=1.0)  # type: ignore[arg-type]
 
 
-def test_ends_of_vectors_reach_the_vector_kernels() -> None:
+VECTORS = {"avx2": {"max", "add"}, "avx512": {"relu", "max", "mean", "add"}}
+"""What has vector kernels, by tier."""
+
+
+@pytest.mark.parametrize("tier", VECTORS)
+def test_ends_of_vectors_reach_the_vector_kernels(tier: str) -> None:
     """What follows would be no test of kernels that the planner does not choose."""
-    if "avx512" not in TIERS:
-        pytest.skip("this processor does not run avx512")
+    if tier not in TIERS:
+        pytest.skip(f"this processor does not run {tier}")
     source = integers("x", (4, 4, 17), "int8")
     scaling = Requantization(np.array([40000], np.uint16), np.array([18], np.uint8), "int8", 1.0)
     pair = Requantization(np.array([40000, 3], np.uint16), np.array([17], np.uint8), "uint8", 1.0)
@@ -391,14 +396,21 @@ def test_ends_of_vectors_reach_the_vector_kernels() -> None:
         AveragePool(name="mean", inputs=("max",), kernel=(2, 2), stride=(1, 1), requantization=scaling),
         Add(name="add", inputs=("mean", "mean"), requantization=pair),
     )
-    choices = cpp.compile(Graph(nodes), "auto", 1, tier="avx512", measure=False).choices()
-    names = {name: (choice.kernel, choice.tier) for name, choice in choices.items() if name != "x"}
-    assert names == {
-        "relu": ("relu_vector", "avx512"),
-        "max": ("pool_vector", "avx512"),
-        "mean": ("pool_vector", "avx512"),
-        "add": ("add_vector", "avx512"),
-    }
+    choices = cpp.compile(Graph(nodes), "auto", 1, tier=tier, measure=False).choices()
+    names = {"relu": "relu", "max": "pool", "mean": "pool", "add": "add"}
+    for node, name in names.items():
+        expected = (f"{name}_vector", tier) if node in VECTORS[tier] else (name, "scalar")
+        assert (choices[node].kernel, choices[node].tier) == expected
+
+
+def test_additions_take_the_vectors_that_hold_their_sums() -> None:
+    """From a shift by 10 on; results 64 times as fine as their terms, or finer, are left to plain code."""
+    for tier, shift in itertools.product(("avx2", "avx512"), (9, 10)):
+        if tier in TIERS:
+            pair = Requantization(np.array([40000, 3], np.uint16), np.array([shift], np.uint8), "uint8", 1.0)
+            nodes = (integers("x", (40,), "int8"), Add(name="y", inputs=("x", "x"), requantization=pair))
+            choice = cpp.compile(Graph(nodes), "auto", 1, tier=tier, measure=False).choices()["y"]
+            assert (choice.kernel, choice.tier) == (("add", "scalar") if shift < 10 else ("add_vector", tier))
 
 
 @pytest.mark.parametrize(("tier", "lanes"), [("avx2", 8), ("avx512", 16)])
@@ -445,7 +457,7 @@ def test_addition_and_concatenation(channels: int) -> None:
     positive = Relu(name="positive", inputs=("x",))
     to_unsigned = Requantization(np.array([65535], np.uint16), np.array([15], np.uint8), "uint8", 1.0)
     other = AveragePool(name="other", inputs=("x",), kernel=(1, 1), stride=(1, 1), requantization=to_unsigned)
-    for shift, dtype in itertools.product((1, 8, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
+    for shift, dtype in itertools.product((1, 9, 10, 11, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
         for multipliers in ((65535, 65535), (32768, 65535), (1, 65535), (32768, 0), (40001, 32767)):
             pair = Requantization(np.array(multipliers, np.uint16), np.array([shift], np.uint8), dtype, 1.0)  # type: ignore[arg-type]
             check((source, other, Add(name="y", inputs=("x", "other"), requantization=pair)), x)

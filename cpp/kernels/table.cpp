@@ -100,14 +100,16 @@ template <>
 const std::vector<Kernel<PoolSpec>>& kernels() {
     static const std::vector<Kernel<PoolSpec>> table = {
         {"pool", Tier::scalar, Mode::none, scalar::pool},
-        CS_X86({"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
+        CS_X86({"pool_vector", Tier::avx2, Mode::none, avx2::pool},
+               {"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<AddSpec>>& kernels() {
     static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add},
-                                                       CS_X86({"add_vector", Tier::avx512, Mode::none, avx512::add})};
+                                                       CS_X86({"add_vector", Tier::avx2, Mode::none, avx2::add},
+                                                              {"add_vector", Tier::avx512, Mode::none, avx512::add})};
     return table;
 }
 
