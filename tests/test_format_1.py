@@ -1,6 +1,6 @@
-"""Files of format version 1.0, stored when it was frozen: they stay readable, and compute what they did.
+"""Files of format versions 1.0 and 1.1, stored when these were frozen: they stay readable, and compute what they did.
 
-`data/make_format_1.py` made them.
+`data/make_format_1.py` and `data/make_format_1_1.py` made them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ from csengine.graph import (
 )
 from csengine.packing import PackedMatrix
 
-DATA = Path(__file__).parent / "data" / "format-1"
+DATA = Path(__file__).parent / "data"
 #: Name and the first digits of the file's SHA-256: stored files never change.
 STORED = {
-    "residual": "1c64a9708544c334",
-    "branches": "7f6e6ffaca1f11c7",
-    "pools": "26dc9fa9e2db0c60",
-    "float": "0a455b0b84832017",
-    "float-winners": "8dbedaf51a99eb64",
-    "pipeline": "f68454c744fd483e",
+    "format-1/residual": "1c64a9708544c334",
+    "format-1/branches": "7f6e6ffaca1f11c7",
+    "format-1/pools": "26dc9fa9e2db0c60",
+    "format-1/float": "0a455b0b84832017",
+    "format-1/float-winners": "8dbedaf51a99eb64",
+    "format-1/pipeline": "f68454c744fd483e",
+    "format-1.1/sequence": "cf45d3220e491701",
+    "format-1.1/island": "67cd56d43b893b44",
 }
 #: Operations of version 1.0.
 FROZEN = (
@@ -48,8 +50,8 @@ FROZEN = (
 )
 
 
-def _graphs() -> dict[str, Graph]:
-    return {name: container.load(DATA / f"{name}.safetensors").graph for name in STORED}
+def _graphs(version: str) -> list[Graph]:
+    return [container.load(DATA / f"{name}.safetensors").graph for name in STORED if Path(name).parent.name == version]
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -64,15 +66,12 @@ def test_stored_files_compute_what_they_did(name: str, backend: str) -> None:
     model = container.load(DATA / f"{name}.safetensors")
     stored = load_file(DATA / f"{name}.results.safetensors")
     engine = Engine(model, backend=backend)
-    x, is_image = stored["x"], len(model.graph.input.shape) == 3
-    got = engine.run(x.transpose(0, 3, 1, 2) if is_image and model.graph.layout == "NCHW" else x)
-    if model.graph.layout == "NCHW" and got.ndim == 4:
-        got = got.transpose(0, 2, 3, 1)
-    assert_matches(model.graph, model.graph.output.name, got, stored["y"])
+    got = engine.run(model.graph.to_caller(stored["x"]))
+    assert_matches(model.graph, model.graph.output.name, got, model.graph.to_caller(stored["y"]))
 
 
-def test_stored_files_hold_all_that_version_1_has() -> None:
-    graphs = _graphs().values()
+def test_stored_files_hold_all_that_version_1_0_has() -> None:
+    graphs = _graphs("format-1")
     nodes = [node for graph in graphs for node in graph.nodes]
     assert {OPERATIONS[name] for name in FROZEN} == {type(node) for node in nodes}
     assert {graph.layout for graph in graphs} == {"NHWC", "NCHW"}
@@ -87,7 +86,7 @@ def test_stored_files_hold_all_that_version_1_has() -> None:
 
 @pytest.mark.parametrize("name", STORED)
 def test_what_is_written_now_is_the_same_file(name: str, tmp_path: Path) -> None:
-    """A file that needs nothing newer is written as version 1.0, and nothing in it in another way."""
+    """Also where it needs nothing newer than 1.0."""
     path = tmp_path / "again.safetensors"
     container.save(container.load(DATA / f"{name}.safetensors"), path)
     assert path.read_bytes() == (DATA / f"{name}.safetensors").read_bytes()
@@ -119,6 +118,12 @@ def test_what_is_newer_than_version_1_0_says_so(name: str, tmp_path: Path) -> No
     assert (loaded.types, loaded.layout) == (graph.types, graph.layout)
     for node, kept in zip(graph.nodes, loaded.nodes, strict=True):
         assert repr(kept) == repr(node)
+
+
+def test_stored_files_hold_all_that_version_1_1_adds() -> None:
+    graphs = _graphs("format-1.1")
+    assert {OPERATIONS[name] for name in NEWER} <= {type(node) for graph in graphs for node in graph.nodes}
+    assert "NWC" in {graph.layout for graph in graphs}
 
 
 def version_of(path: Path) -> list[int]:

@@ -198,6 +198,11 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
         {**TWO, "z": np.zeros((1, 6, 9, 8), np.float32)},
         "along another axis than the TopK",
     ),
+    (
+        [TOP, helper.make_node("Gather", ["values", "i"], ["v"], axis=1), node("Less", "x", "v")],
+        {**TWO, "i": np.int64(-1)},
+        "put it back with Unsqueeze",
+    ),
     ([TOP, node("GatherElements", "x", "indices", axis=3)], TWO, "along its axis"),
     (
         [TOP_OF_ROWS, node("ScatterElements", "z", "indices", "values", axis=2)],
@@ -405,6 +410,13 @@ WINNERS = {
         helper.make_node("ScatterElements", ["zeros", "indices", "ones"], ["mask"], axis=1),
         node("Mul", "x", "mask"),
     ],
+    "least_by_number": [
+        *top(),
+        helper.make_node("Gather", ["values", "last"], ["v"], axis=1),
+        helper.make_node("Unsqueeze", ["v", "one"], ["least"]),
+        helper.make_node("Less", ["x", "least"], ["m"]),
+        node("Where", "m", "zero", "x"),
+    ],
     "where_less": [*top(), LEAST, helper.make_node("Less", ["x", "least"], ["m"]), node("Where", "m", "zero", "x")],
     "where_greater_or_equal": [
         *top(),
@@ -453,6 +465,8 @@ WINNER_CONSTANTS = {
     "extents": np.int64([1, 6, 9, 8]),
     "ones": np.ones((1, 3, 9, 8), np.float32),
     "minus": np.int64([-1]),
+    "last": np.int64(-1),
+    "one": np.int64([1]),
     "end": np.int64([99]),
     "boost": np.float32(np.arange(1, 7).reshape(6, 1, 1)),
 }

@@ -284,6 +284,26 @@ def test_what_fx_cannot_trace_goes_through_onnx() -> None:
     assert_same(network, graph, 1, 6, 6)
 
 
+def test_functions_that_only_onnx_knows_go_through_it() -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+
+    class OwnWinners(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            least = x.topk(3, dim=1).values[:, -1].unsqueeze(1)
+            return torch.where(x < least, torch.zeros_like(x), x)
+
+    class OwnActivation(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.erfinv(x)
+
+    network = settle(nn.Sequential(nn.Conv2d(3, 16, 3), OwnWinners(), nn.Conv2d(16, 4, 1)), 3, 6, 5)
+    graph = load(network, (3, 6, 5))
+    assert [node.k for node in graph.nodes if isinstance(node, KWTA)] == [3]
+    assert_same(network, graph, 3, 6, 5)
+    with pytest.raises(UnsupportedModelError, match=r"erfinv \(erfinv\): has no counterpart; known are .* add"):
+        load(OwnActivation(), (6,))
+
+
 def test_what_cannot_be_followed_says_so() -> None:
     pytest.importorskip("onnxscript", reason="PyTorch exports with it")
 

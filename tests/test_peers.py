@@ -221,7 +221,7 @@ def test_padding_keeps_the_function() -> None:
     for seed in range(40):
         try:
             model, x = quantized(seed)
-        except QuantizationError:  # an affine that cannot be folded
+        except QuantizationError:  # nothing in it has an integer form
             continue
         for graph in (model.graph, functions.real(model.graph)):
             padded = functions.padded(graph, 4)

@@ -58,8 +58,8 @@ class LayerNorm final : public Step {
     LayerNormSpec spec_;
 };
 
-// The squares of a position get zeros around them, so that every channel sums as many. Square roots make the usual
-// power; the loops run along the channels, and compilers vectorize them.
+// The squares of a position get zeros around them, so that every channel sums as many. Two square roots make the usual
+// power several times as fast as pow() would.
 class LocalResponseNorm final : public Step {
   public:
     explicit LocalResponseNorm(const LocalResponseNormSpec& spec) : spec_(spec) {}

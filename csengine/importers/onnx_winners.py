@@ -51,8 +51,9 @@ class Indices(Symbol):
 
 @dataclass(frozen=True, eq=False)
 class Least(Symbol):
-    """The k-th largest, for every scope."""
+    """The k-th largest, for every scope. is_dropped: whether it lacks the axis."""
 
+    is_dropped: bool = False
     what: ClassVar[str] = "the least value of a TopK"
 
 
@@ -87,11 +88,11 @@ def top_k(call: Call) -> Any:
 def reduce_min(call: Call) -> Any:
     top = call.operand(0)
     axes = call.numbers("axes", 1)
-    if not isinstance(top, Values) or axes is None or not call.get("keepdims", 1):
-        raise UnsupportedError("has no counterpart but as the least of a TopK's values, with keepdims", FORMS)
+    if not isinstance(top, Values) or axes is None:
+        raise UnsupportedError("has no counterpart but as the least of a TopK's values", FORMS)
     if [_sample_axis(axis, top) for axis in axes] != [top.axis]:
         raise UnsupportedError("takes the minimum along another axis than the TopK", FORMS)
-    return Least(top.ranking, top.k, top.axis)
+    return Least(top.ranking, top.k, top.axis, not call.get("keepdims", 1))
 
 
 def slice_values(call: Call) -> Any:
@@ -112,9 +113,19 @@ def gather_values(call: Call) -> Any:
     if not isinstance(top, Values) or not top.is_sorted or _sample_axis(call.get("axis", 0), top) != top.axis:
         raise UnsupportedError("has no counterpart but of a sorted TopK's values, along its axis", FORMS)
     index = call.constant(1)
-    if index.ndim != 1:
-        raise UnsupportedError("drops the axis of the TopK", "index it with an array of one element")
-    return _least(top, [int(i) % top.k for i in index])
+    least = _least(top, [int(i) % top.k for i in index.ravel()])
+    return replace(least, is_dropped=index.ndim == 0)
+
+
+def restore_axis(call: Call) -> Any:
+    """The axis that the least lacks, put back."""
+    least = call.operand(0)
+    if not isinstance(least, Least) or not least.is_dropped:
+        raise UnsupportedError("has no counterpart but of the least of a TopK's values", FORMS)
+    rank = len(least.ranking.shape) + 1
+    if [axis % rank - 1 for axis in call.numbers("axes", 1) or []] != [least.axis]:
+        raise UnsupportedError("adds another axis than the TopK's", FORMS)
+    return replace(least, is_dropped=False)
 
 
 def _least(top: Values, chosen: list[int]) -> Least:
@@ -154,7 +165,10 @@ def comparison(is_less: bool, or_equal: bool) -> Callable[[Call], Any]:
         a, b = call.operands
         flipped = isinstance(a, Least)
         least, ranking = (a, b) if flipped else (b, a)
-        if not isinstance(least, Least) or not isinstance(ranking, Value) or ranking.name != least.ranking.name:
+        fits = isinstance(least, Least) and isinstance(ranking, Value) and ranking.name == least.ranking.name
+        if fits and least.is_dropped:
+            raise UnsupportedError("compares without the axis of the TopK", "keep it, or put it back with Unsqueeze")
+        if not fits:
             raise UnsupportedError("has no counterpart but between activations and the least of their TopK", FORMS)
         below = is_less != flipped  # whether it asks for ranking below the least
         strict_above = below == or_equal  # "not ranking <= least", or "ranking > least"

@@ -1,9 +1,9 @@
 """From a trained PyTorch module to the engine's float32 graph. Needs the extra `csengine[torch]`.
 
 The module is traced by `torch.fx`: branches, residual additions and concatenations are followed. One that this cannot
-trace, because its code asks for shapes, say, is exported to ONNX in memory and imported from there. Control flow that
-depends on data cannot be followed. What cannot be imported is collected: one error lists every such operation with the
-reason.
+trace, because its code asks for shapes, say, or that calls functions unknown here, such as `topk`, is exported to ONNX
+in memory and imported from there. Control flow that depends on data cannot be followed. What cannot be imported is
+collected: one error lists every such operation with the reason.
 """
 
 from __future__ import annotations
@@ -108,7 +108,16 @@ def _import(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     except Exception as error:  # noqa: BLE001 - whatever the module's code raises when it meets no numbers
         log.info("torch.fx cannot trace the module (%.300s); it goes through ONNX", error)
         return _import_through_onnx(module, input_shape, error)
-    return _Importer(module, trace, input_shape).run()
+    importer = _Importer(module, trace, input_shape)
+    try:
+        return importer.run()
+    except UnsupportedModelError as error:
+        if importer.knows_all_functions:
+            raise
+        log.info("%.300s; the module goes through ONNX", error)
+        with contextlib.suppress(UnsupportedModelError):  # then the first error says more
+            return _import_through_onnx(module, input_shape, error)
+        raise
 
 
 def _import_through_onnx(module: nn.Module, input_shape: tuple[int, ...], reason: Exception) -> Graph:
@@ -167,6 +176,7 @@ class _Importer:
         self.builder = Builder("NWC" if len(input_shape) == 2 else "NCHW")
         self.known: dict[str, Any] = {}
         self.problems: list[str] = []
+        self.knows_all_functions = True
         self.input_shape = input_shape
 
     def run(self) -> Graph:
@@ -237,6 +247,7 @@ class _Importer:
         if operation is None and callable(node.target) and not _holds_activations((arguments, options)):
             return node.target(*arguments, **options)  # of shapes and constants
         if operation is None:
+            self.knows_all_functions = False
             known = ", ".join(sorted({made.__name__.strip("_") for made in FUNCTIONS.values()}))
             raise UnsupportedError("has no counterpart", f"known are {known}")
         try:
