@@ -286,11 +286,13 @@ class ConvSelect final : public Step {
 
     // Weights [rows, kernels] to [chunk, row, vector, lane].
     void lay_out(const typename P::Source* dense, int rows) {
-        for (int64_t row = 0; row < rows; ++row) {
-            for (int kernel = 0; kernel < kernels_; ++kernel) {
-                const int chunk = kernel / row_size(), place = P::place_in_row(kernel % row_size());
-                weight_[chunk * chunk_size() + row * row_size() + place] = dense[row * kernels_ + kernel];
-            }
+        std::vector<int64_t> place;  // of each kernel, in the first row
+        for (int kernel = 0; kernel < kernels_; ++kernel) {
+            place.push_back(kernel / row_size() * chunk_size() + P::place_in_row(kernel % row_size()));
+        }
+        for (int64_t row = 0; row < rows; ++row, dense += kernels_) {
+            Weight* to = weight_.data() + row * row_size();
+            for (int kernel = 0; kernel < kernels_; ++kernel) to[place[kernel]] = dense[kernel];
         }
     }
 

@@ -263,8 +263,9 @@ class DepthwisePairs final : public Step {
             for (int i = 0; i < 4; ++i) {
                 const int column = x - window_.pad_left + line[i].next;
                 const bool exists = line[i].first && column >= 0 && column < input_.width;
-                const std::byte* from = line[i].first + int64_t{column} * input_.channels;
-                bytes[i] = exists ? load_bytes(from, channels_of(block)) : Bytes{};
+                bytes[i] = Bytes{};
+                if (exists)
+                    bytes[i] = load_bytes(line[i].first + int64_t{column} * input_.channels, channels_of(block));
             }
             interleave(bytes, to + x * column_bytes());
         }
