@@ -484,9 +484,9 @@ def _timed(layer: Layer, node: Conv2d | Linear) -> Layer:
 
 
 def _is_large(layer: Layer) -> bool:
-    """Whether a lane's memory takes less of a large device as UltraRAM than as block RAM, of which it has twice as many.
+    """Whether a lane's memory takes a smaller share of a large device as UltraRAM than as block RAM.
 
-    An UltraRAM holds 4096 rows of 72 bits, a block RAM 1024 rows of 36.
+    An UltraRAM holds 4096 rows of 72 bits, a block RAM 1024 rows of 36; a device has about two of these per UltraRAM.
     """
     ultra = ceil(layer.rows / 4096) * ceil(layer.row_bits / 72)
     return ceil(layer.rows / 1024) * ceil(layer.row_bits / 36) > 2 * ultra
