@@ -67,9 +67,8 @@ class Pipeline:
 
     model: str
     mode: Mode = "sparse-sparse"
-    device: str = "U250"
-    fills: bool = False
-    """The fastest that the device can hold, by estimate."""
+    ultra: bool = False
+    """UltraRAM for large memories of weights."""
     cycles: int | None = None
     matches: str = ""
     """The pipeline that makes at least as many 8-bit products per clock."""
@@ -82,21 +81,18 @@ class Pipeline:
         return thinned(graph, graph.nodes[1].name, self.first) if self.first else graph
 
     def plan(self) -> Plan:
-        board = DEVICES[self.device].resources
         products = PIPELINES[self.matches].plan().products if self.matches else None
-        fits = (lambda made: board.fits(estimate(made)) > 0) if self.fills else None
-        return plan(self.graph, self.cycles, self.mode, products, fits, ultra=board.uram > 0)
+        return plan(self.graph, self.cycles, self.mode, products, ultra=self.ultra)
 
 
 THIN = "sparse-sparse, 5 of 25"
 PIPELINES = {
     "sparse-sparse": Pipeline("kws_paper"),
-    "sparse-dense": Pipeline("kws_paper", "sparse-dense", matches="sparse-sparse"),
-    "dense": Pipeline("kws_paper", "dense", matches="sparse-sparse"),
-    "sparse-sparse, ZU3EG": Pipeline("kws_paper", device="ZU3EG", fills=True),
+    "sparse-dense": Pipeline("kws_paper", "sparse-dense", True, matches="sparse-sparse"),
+    "dense": Pipeline("kws_paper", "dense", True, matches="sparse-sparse"),
     "sparse-sparse, blocks": Pipeline("kws"),
     THIN: Pipeline("kws_paper", cycles=4501, first=5),
-    "dense, 5 of 25": Pipeline("kws_paper", "dense", matches=THIN, first=5),
+    "dense, 5 of 25": Pipeline("kws_paper", "dense", True, matches=THIN, first=5),
 }
 #: Pipelines whose resources say nothing new.
 UNCOUNTED = ("sparse-sparse, blocks", "dense, 5 of 25")
@@ -109,7 +105,7 @@ def facts(name: str) -> Record:
     return {
         "model": PIPELINES[name].model,
         "mode": PIPELINES[name].mode,
-        "device": PIPELINES[name].device,
+        "ultra": PIPELINES[name].ultra,
         "first": PIPELINES[name].first,
         "structure": f"{shape.fingerprint(plain):016x}",
         "predicted": made.cycles,
@@ -157,12 +153,12 @@ def resources(name: str) -> Record:
 def chips(name: str) -> Record:
     """Of pipelines of all speeds, the one of which a whole device computes the most, by estimate."""
     pipeline = PIPELINES[name]
-    graph, board = pipeline.graph, DEVICES[pipeline.device].resources
+    graph, board = pipeline.graph, DEVICES["U250"].resources
     best: Record = {"words_per_clock": 0.0}
     cycles = _SLOWEST
     while cycles > 0:
         try:
-            made = plan(graph, cycles, pipeline.mode, ultra=board.uram > 0)
+            made = plan(graph, cycles, pipeline.mode, ultra=True)
         except UnsupportedModelError:  # no pipeline is as fast
             break
         need = estimate(made)

@@ -130,10 +130,8 @@ def _text(made: Plan) -> str:
             ("samples per second", speeds),
             ("products per clock", f"{made.products:,}"),
             ("multipliers", f"{made.multipliers:,}, requantization included"),
-            (
-                "estimated",
-                f"{needs.lut:,.0f} LUT, {needs.ff:,.0f} FF, {needs.dsp:,} DSP, {needs.bram:,g} block RAMs, {needs.uram:,g} UltraRAMs",
-            ),
+            ("estimated", f"{needs.lut:,.0f} LUT, {needs.ff:,.0f} FF, {needs.dsp:,} DSP"),
+            ("estimated memory", f"{needs.bram:,g} block RAMs, {needs.uram:,g} UltraRAMs"),
             ("fit by estimate", ", ".join(f"{it.resources.fits(needs)} on {it.name}" for it in DEVICES.values())),
         ]
     )
