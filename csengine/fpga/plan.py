@@ -39,7 +39,6 @@ _WAY_OUT, _LINEAR_WAY_OUT = 48, 30
 _SHORTEST = 4
 _MAX_CHANNELS = 2**16
 _MAX_SLOTS = 255
-_SELECT_SLOTS = 4
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,11 @@ class Layer:
 
     @property
     def selects(self) -> bool:
-        """Whether products are routed by select: up to so many slots it takes less logic than totals in memories."""
-        return self.slots <= _SELECT_SLOTS
+        """Whether products are routed by select; by address if that takes less logic.
+
+        Select has an adder per lane and slot and two registers per slot; address a memory with its adder per lane.
+        """
+        return self.slots * (1 + 1 / self.lanes) <= 5
 
     @property
     def row_bits(self) -> int:
