@@ -50,7 +50,7 @@ from verilated import Bench, compile_top  # noqa: E402
 
 WORDS = 8
 #: Clocks of the slowest pipelines that may fill a device.
-_SLOWEST = 100_000
+_SLOWEST = 20_000
 _ESTIMATES = [ROOT / "csengine" / "fpga" / f"{name}.py" for name in ("plan", "estimate")]
 HELD_OUT = 200
 MODES: tuple[Mode, ...] = ("dense", "sparse-dense", "sparse-sparse")

@@ -113,7 +113,8 @@ def thin_text(clocks: Mapping[str, Record]) -> str:
         f"as it is: at equal multipliers ({dense['products']} and {thin['products']} products per clock) the dense "
         f"pipeline takes {dense['clocks_per_word'] / thin['clocks_per_word']:.1f} times as many clocks. The first "
         f"layer is then {share} of the work. These weights are random: clocks do not depend on them, and the results "
-        "have the reference's bits; what such a network recognizes is a matter of training."
+        "have the reference's bits; what such a network recognizes is a matter of training "
+        "(`examples/keyword_spotting`)."
     )
 
 
