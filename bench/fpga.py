@@ -433,7 +433,9 @@ def main() -> None:
             _record(what, name, key, lambda name=name: chips(name), again)  # type: ignore[misc]
     elif what == "kernels":
         for name in arguments.only or KERNELS:
-            key = {**rtl, "kernel": asdict(KERNELS[name])}
+            kernel = KERNELS[name]
+            selects = [kernel.layer(*unit).selects for unit in kernel_units(kernel)]
+            key = {**rtl, "kernel": asdict(kernel), "selects": selects}
             _record(what, name, key, lambda name=name: kernels(name), again)  # type: ignore[misc]
     elif what == "words":
         for name in arguments.only or ("kws", "kws_paper"):
