@@ -322,6 +322,7 @@ def resources_picture(record: Record, path: Path) -> None:
         for place, value in enumerate(values):
             axes.text(value, place, f" {value:,.0f}", va="center", fontsize=9)
         axes.margins(x=0.22)
+        axes.locator_params(axis="x", nbins=4)
         pictures.titled(axes, NAMES[what])
     panels[0].set_yticks(range(len(shown)), shown, fontsize=9)
     panels[0].invert_yaxis()
