@@ -11,8 +11,8 @@ SOURCES := setup.py pyproject.toml $(CPP)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench peers bench-peers train-kws kws-study digits-study docs wheel fpga-samples \
-  fpga-report fuzz sanitize memcheck clean
+.PHONY: demo test lint format bench peers bench-peers train-kws kws-study kws-sparsity kws-first-layer digits-study \
+  docs wheel fpga-samples fpga-report fuzz sanitize memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -83,6 +83,19 @@ train-kws: $(VENV)/.test
 kws-study: $(VENV)/.test
 	tools/system_packages.sh $(SPEECH)
 	$(BIN)/python examples/keyword_spotting/study.py
+
+# Accuracy against sparsity of the keyword-spotting network: one seed, a short training. About an hour on one core.
+KWS_SHORT := --seed 0 --teacher-epochs 10 --output runs/short
+kws-sparsity: $(VENV)/.bench
+	tools/system_packages.sh $(SPEECH)
+	$(BIN)/python examples/keyword_spotting/sparsity.py $(KWS_SHORT)
+	$(BIN)/python bench/report.py
+
+# A first layer with 5 of 25 weights beside the paper's 12, in as short a training.
+kws-first-layer: $(VENV)/.test
+	tools/system_packages.sh $(SPEECH)
+	$(BIN)/python examples/keyword_spotting/study.py --variant teacher --variant sparse-sparse \
+	  --variant sparse-sparse-first $(KWS_SHORT) --epochs 6 --results examples/keyword_spotting/results/first-layer.json
 
 # More samples of the shipped networks on emulated hardware than the tests try.
 fpga-samples: $(VENV)/.test

@@ -458,20 +458,32 @@ def accuracies(results: Iterable[Row]) -> dict[str, dict[float, list[float]]]:
     return found
 
 
-def digits_table(results: list[Row]) -> str:
+def sparsity_table(results: list[Row]) -> str:
     """Mean accuracy by sparsity and method."""
     found = accuracies(results)
-    (dense,) = found["dense"].values()
+    methods = [method for method in METHODS if method in found]
     sparsities = sorted({result["sparsity"] for result in results} - {0.0})
     rows = [
-        (percent(sparsity), *(_mean_percent(found[method][sparsity]) for method in METHODS)) for sparsity in sparsities
+        (percent(sparsity), *(_mean_percent(found[method].get(sparsity)) for method in methods))
+        for sparsity in sparsities
     ]
-    header = (">sparsity", *(f">{label}" for label in METHODS.values()))
-    return f"{markdown(header, rows)}\n\nDense: {_mean_percent(dense)} (mean of {len(dense)} seeds, int8)."
+    return markdown((">sparsity", *(f">{METHODS[method]}" for method in methods)), rows)
 
 
-def _mean_percent(values: list[float]) -> str:
-    return percent(sum(values) / len(values), 1)
+def standard_error(share: float, count: int) -> float:
+    """Of a share among so many independent trials."""
+    return float((share * (1 - share) / count) ** 0.5)
+
+
+def dense_accuracy(results: list[Row]) -> str:
+    """Mean accuracy of the dense networks, and of how many."""
+    (dense,) = accuracies(results)["dense"].values()
+    seeds = "one seed" if len(dense) == 1 else f"mean of {len(dense)} seeds"
+    return f"{_mean_percent(dense)} ({seeds}, int8)"
+
+
+def _mean_percent(values: list[float] | None) -> str:
+    return percent(sum(values) / len(values), 1) if values else ""
 
 
 def imports_table(networks: Iterable[Row]) -> str:

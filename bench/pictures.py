@@ -9,6 +9,7 @@ from typing import Any
 import comparison
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from comparison import BLOCKS, NAMES, OWN, TYPICAL, WITH_WINNERS, Report, Row
 
 COLOURS = {OWN: "#12805c", "onnxruntime": "#3f74d9", "openvino": "#8e6bbf", "torch": "#e07b39", "scipy": "#6b7683"}
@@ -324,25 +325,24 @@ def threads(points: Sequence[Row], path: Path) -> None:
 # --- accuracy --------------------------------------------------------------------------------------------------------
 
 
-def digits(results: Sequence[Row], path: Path) -> None:
-    """Accuracy against sparsity: mean and range of the seeds."""
+def sparsity(results: Sequence[Row], path: Path, title: str, error: float = 0.0) -> None:
+    """Accuracy against sparsity: mean, and range of the seeds, a standard error wider where one is given."""
     found = comparison.accuracies(results)
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     (dense,) = found["dense"].values()
     axes.axhline(100 * sum(dense) / len(dense), color=GREY, linestyle="--", label="dense")
-    for method, label in comparison.METHODS.items():
+    for method in (method for method in comparison.METHODS if method in found):
         points = sorted(found[method].items())
         x = [100 * (1 - sparsity) for sparsity, _ in points]
-        axes.plot(x, [100 * sum(values) / len(values) for _, values in points], "o-", label=label)
-        axes.fill_between(
-            x, [100 * min(values) for _, values in points], [100 * max(values) for _, values in points], alpha=0.15
-        )
+        axes.plot(x, [100 * sum(values) / len(values) for _, values in points], "o-", label=comparison.METHODS[method])
+        lowest, highest = ([100 * pick(values) for _, values in points] for pick in (min, max))
+        axes.fill_between(x, np.subtract(lowest, 100 * error), np.add(highest, 100 * error), alpha=0.15)
     axes.set_xscale("log")
     axes.invert_xaxis()
-    ticks = [100 * (1 - sparsity) for sparsity, _ in points]
+    ticks = sorted({100 * (1 - result["sparsity"]) for result in results if result["sparsity"]})
     axes.set_xticks(ticks, [f"{100 - tick:.0f} %" for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.set(xlabel="sparsity of the two middle layers", ylabel="accuracy, %")
     axes.legend()
-    titled(axes, "Handwritten digits, int8 network")
+    titled(axes, title)
     save(figure, path)

@@ -17,6 +17,7 @@ from scipy.io import wavfile
 from csengine import audio
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "keyword_spotting"
+BENCH = Path(__file__).parents[1] / "bench"
 RECORDINGS = Path(audio.__file__).parent / "models" / "recordings"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "bed", "yes")
 SPEAKERS = {"0a7c2a8d": "training", "1b4c9b89": "training", "2c6d3924": "validation", "3e7124ba": "test"}
@@ -29,7 +30,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     names = [path.stem for path in EXAMPLE.glob("*.py")]
     needed = ["voices", "augmentation", "synthesis", "dataset"]
     if importlib.util.find_spec("torch"):
-        needed += ["network", "train", "study"]
+        needed += ["network", "train", "study", "sparsity"]
     yield {name: importlib.import_module(name) for name in needed}
     for name in names:
         sys.modules.pop(name, None)
@@ -178,11 +179,18 @@ class TestNetwork:
 
     @pytest.mark.parametrize(
         ("variant", "nonzeros"),
-        [("dense", 2_522_128), ("sparse-dense", 127_696), ("sparse-sparse", 127_696), ("sparse-sparse-blocked", None)],
+        [
+            ("dense", 2_522_128),
+            ("sparse-dense", 127_696),
+            ("sparse-sparse", 127_696),
+            ("sparse-sparse-first", 127_696 - 64 * 7),
+            ("sparse-sparse-blocked", None),
+        ],
     )
     def test_sizes_are_the_papers(self, example: dict[str, ModuleType], variant: str, nonzeros: int | None) -> None:
         import torch
 
+        torch.manual_seed(0)  # of millions of random weights one may be 0
         network = example["network"].build_network(variant).eval()
         count = example["network"].count_nonzeros(network)
         if nonzeros is None:
@@ -196,6 +204,56 @@ class TestNetwork:
         layers = {name: network.get_submodule(name) for name in ("conv1", "conv2", "linear", "output")}
         counts = {name: int((layer.weight != 0).sum()) for name, layer in layers.items()}
         assert counts == {"conv1": 768, "conv2": 12_800, "linear": 96_000, "output": 18_000}
+
+    def test_a_sparser_first_layer_has_sets_of_five(self, example: dict[str, ModuleType]) -> None:
+        network = example["network"].build_network("sparse-sparse-first")
+        masks = example["study"].describe_masks(network)
+        assert masks["conv1"] == {"block": (1, 1), "sets": 13, "set_size": 5, "nonzeros": 64 * 5}
+        assert (network.conv1.weight != 0).sum(dim=(1, 2, 3)).tolist() == [5] * 64
+
+    def test_static_patterns_do_not_ask_the_weights_and_the_others_become_sparser(
+        self, example: dict[str, ModuleType]
+    ) -> None:
+        import torch
+
+        from csengine.torch import mask_of
+
+        def patterns(method: str, sparsity: float, stages: tuple[int, ...]) -> list[np.ndarray]:
+            name, found = example["network"].on_curve(method, sparsity), []
+            for stages_left in stages:
+                network = example["network"].build_network(name, masked=False)
+                torch.nn.init.normal_(network.linear.weight)
+                example["network"].prune(network, name, 0, stages_left)
+                mask = mask_of(network.linear)
+                found.append(np.ones((1600, 1500), bool) if mask is None else mask.matrix)
+            return found
+
+        first, last = patterns("random", 0.98, (2, 0))
+        np.testing.assert_array_equal(first, last)
+        assert first.mean() == pytest.approx(0.02)
+        stages = patterns("blocks", 0.75, (2, 1, 0, 0))
+        assert [stage.mean() for stage in stages] == pytest.approx([1, 0.5, 0.25, 0.25])
+        assert (stages[2] != stages[3]).any(), "other weights are strongest"
+
+    def test_the_curve_of_accuracy_against_sparsity(
+        self, example: dict[str, ModuleType], tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sparsity = example["sparsity"]
+        features = example["dataset"].load_features(tree, tmp_path / "cache", renderings=1)
+        recipe = example["train"].Recipe(1, 1, renderings=1, batch=8, pruned_after=sparsity.PRUNED_AFTER)
+        for variant in ("teacher", "blocks-75", "blocks-95"):
+            example["train"].run(variant, 0, features, tmp_path / "runs", recipe)
+        results = list(sparsity.measure(tmp_path / "runs", 0, features))
+        assert [row["method"] for row in results] == ["dense", "blocks", "blocks"]
+        assert [row["density"] for row in results] == pytest.approx([1, 0.25, 0.05], rel=0.05)
+        assert all(0 <= row["accuracy"] <= 1 for row in results)
+        example["study"].write(tmp_path / "kws-sparsity.json", tree, recipe, results=results)
+        pytest.importorskip("matplotlib")
+        monkeypatch.syspath_prepend(str(BENCH))
+        section = importlib.import_module("report").sections(tmp_path, tmp_path)["kws-sparsity"]
+        assert "| 95 % |" in section
+        assert "12 clips of 1 speakers" in section
+        assert (tmp_path / "kws-sparsity.png").stat().st_size > 1000
 
     def test_activations_are_as_sparse_as_the_winners_allow(self, example: dict[str, ModuleType]) -> None:
         import torch

@@ -1,6 +1,7 @@
 """Turn trained checkpoints into packed integer models: export, fold, quantize, combine.
 
     python package.py            # runs/*.pt → csengine/models/kws.safetensors, kws_paper.safetensors
+    python package.py --variant sparse-sparse-first --models .   # another one
 
 Activations are calibrated on training clips; the accuracies recorded in the files are those of held-out voices, the
 float network's and the packed one's, as the engine computes it.
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import dataset
 import numpy as np
+from network import VARIANTS
 from numpy.typing import NDArray
 from torch import nn
 from train import accuracy, add_arguments, load_network, prepare, recipe_of
@@ -61,12 +63,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="which seed's checkpoints")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="instead of the shipped ones")
     parser.add_argument("--models", type=Path, default=OUTPUT, help="where the packed models go")
     add_arguments(parser)
     arguments = parser.parse_args()
     features = prepare(arguments.data, arguments.features, recipe_of(arguments))
     calibration = calibration_clips(features)
-    for name, variant in SHIPPED.items():
+    chosen = {variant: variant for variant in arguments.variant} if arguments.variant else SHIPPED
+    for name, variant in chosen.items():
         network = load_network(arguments.output / f"{variant}-{arguments.seed}.pt")
         packed = pack_network(network, calibration, {})
         measured: dict[str, object] = {"data": arguments.data.name, "variant": variant}

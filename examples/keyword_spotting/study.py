@@ -1,7 +1,8 @@
-"""Train all variants and their teacher with three seeds and record the accuracies on held-out voices.
+"""Train the variants and their teacher with three seeds and record the accuracies on held-out voices.
 
     python study.py              # trains what is missing in --output, then evaluates
     python study.py --evaluate   # evaluates the checkpoints that exist
+    python study.py --variant sparse-sparse --variant sparse-sparse-first --seed 0 --results first-layer.json
 
 The result is one JSON file, ``results/study.json`` beside this script: per variant and split the accuracy of every
 seed, mean and sample standard deviation, and the facts needed to judge them.
@@ -13,26 +14,33 @@ import argparse
 import json
 import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import dataset
 import torch
-from network import VARIANTS
+from network import TEACHER, VARIANTS
 from package import calibration_clips, integer_accuracy, pack_network
 from train import Recipe, accuracy, add_arguments, load_network, prepare, recipe_of, run_all
 
 from csengine.torch.layers import masked_weight_of
 
+STUDIED = (TEACHER, "dense", "sparse-dense", "sparse-sparse", "sparse-sparse-blocked")
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parent / "results" / "study.json"
 
 
-def evaluate(output: Path, features: dict[str, dataset.Features]) -> dict[str, dict[str, object]]:
+def evaluate(
+    output: Path,
+    features: dict[str, dataset.Features],
+    variants: Sequence[str] = STUDIED,
+    seeds: Sequence[int] = SEEDS,
+) -> dict[str, dict[str, object]]:
     """Accuracies of the checkpoints in ``output`` by variant: of the float networks, and packed, as the engine runs."""
     calibration = calibration_clips(features)
     results: dict[str, dict[str, object]] = {}
-    for variant in VARIANTS:
-        checkpoints = [output / f"{variant}-{seed}.pt" for seed in SEEDS if (output / f"{variant}-{seed}.pt").exists()]
+    for variant in variants:
+        checkpoints = [output / f"{variant}-{seed}.pt" for seed in seeds if (output / f"{variant}-{seed}.pt").exists()]
         if not checkpoints:
             continue
         facts = [json.loads(path.with_suffix(".json").read_text()) for path in checkpoints]
@@ -73,28 +81,37 @@ def describe_masks(network: torch.nn.Sequential) -> dict[str, object]:
     return masks
 
 
+def train_missing(variants: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Train what has no checkpoint yet; the teachers first."""
+    runs = [(variant, seed) for seed in seeds for variant in variants]
+    run_all([(v, s) for v, s in runs if not (arguments.output / f"{v}-{s}.json").exists()], arguments, recipe)
+
+
+def write(path: Path, data: Path, recipe: Recipe, **results: object) -> None:
+    """Results as JSON, and what they were made from: data, recipe, machine."""
+    machine = {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__}
+    study = {"data": dataset.describe(data), "recipe": vars(recipe), "machine": machine, **results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(study, indent=1) + "\n")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluate", action="store_true", help="train nothing")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help=f"instead of {', '.join(STUDIED)}")
+    parser.add_argument("--seed", type=int, action="append", help=f"instead of {SEEDS}")
     parser.add_argument("--results", type=Path, default=RESULTS)
     add_arguments(parser)
     arguments = parser.parse_args()
-    recipe: Recipe = recipe_of(arguments)
+    variants, seeds = arguments.variant or STUDIED, arguments.seed or SEEDS
+    recipe = recipe_of(arguments)
     features = prepare(arguments.data, arguments.features, recipe)
     if not arguments.evaluate:
-        runs = [(variant, seed) for seed in SEEDS for variant in reversed(VARIANTS)]
-        missing = [(v, s) for v, s in runs if not (arguments.output / f"{v}-{s}.json").exists()]
-        run_all(missing, arguments, recipe)
-    study = {
-        "data": dataset.describe(arguments.data),
-        "recipe": vars(recipe),
-        "machine": {"processor": processor(), "python": platform.python_version(), "torch": torch.__version__},
-        "variants": evaluate(arguments.output, features),
-    }
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(study, indent=1) + "\n")
-    for variant, result in study["variants"].items():
+        train_missing(variants[::-1], seeds, arguments, recipe)
+    found = evaluate(arguments.output, features, variants, seeds)
+    write(arguments.results, arguments.data, recipe, variants=found)
+    for variant, result in found.items():
         print(variant, json.dumps({"float": result["float"], "int8": result["int8"]}))
 
 

@@ -80,23 +80,25 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=recipe.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     in_training = pool_first(network)
-    masks_made = [round(share * epochs) for share in recipe.pruned_after]
+    masks_made = [round(share * steps) for share in recipe.pruned_after]
+    step = 0
     averaged: AveragedModel | None = None
     for epoch in range(epochs):
-        for stage, due in enumerate(masks_made, start=1):
-            if epoch == due:
-                prune(network, variant, seed, len(masks_made) - stage)
-        if epoch == masks_made[-1]:
-            averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
         started, total = time.perf_counter(), 0.0
         network.train()
         for x, y in batches(training, epoch, recipe.batch):
+            for stage, due in enumerate(masks_made, start=1):
+                if step == due:
+                    prune(network, variant, seed, len(masks_made) - stage)
+            if step == masks_made[-1]:
+                averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
             x = spec_augment(distort(x)).to(memory_format=torch.channels_last)
             loss = loss_of(in_training, x, y, recipe, teacher)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+            step += 1
             if averaged is not None:
                 averaged.update_parameters(network)
             total += loss.item() * len(y)
@@ -115,15 +117,21 @@ def train(
 
 def loss_of(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
     """Cross-entropy of the network's answers to the labels, mixed with that to the teacher's (Hinton et al., 2015)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
         scores = network(x)
     loss = nn.functional.cross_entropy(scores.float(), y, label_smoothing=recipe.label_smoothing)
     if teacher is None:
         return loss
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=multiplies_bfloat16()):
         answers = (teacher(x).float() / recipe.temperature).softmax(dim=1)
     taught = nn.functional.cross_entropy(scores.float() / recipe.temperature, answers) * recipe.temperature**2
     return torch.lerp(loss, taught, recipe.taught)
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor does; elsewhere bfloat16 is emulated, and ten times slower than float32."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def batches(features: dataset.Features, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,7 +180,7 @@ def spec_augment(x: Tensor, widest: int = 3) -> Tensor:
 
 @torch.no_grad()
 def recalibrate_norms(network: nn.Sequential, features: dataset.Features, samples: int = 8192) -> None:
-    """Take the batch-norm statistics from the final weights, in float32: training moved them in bfloat16."""
+    """Take the batch-norm statistics from the final weights, in float32: training may have moved them in bfloat16."""
     norms = [module for module in network if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -217,6 +225,7 @@ def run(variant: str, seed: int, features: dict[str, dataset.Features], output: 
         "training_seconds": round(time.perf_counter() - started, 1),
         "float": {split: accuracy(network, features[split]) for split in ("validation", "test")},
         "torch": torch.__version__,
+        "bfloat16": multiplies_bfloat16(),
     }
     output.mkdir(parents=True, exist_ok=True)
     network.to(memory_format=torch.contiguous_format)
