@@ -120,6 +120,8 @@ test-emulated: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
 	CC='$(CC) $(EMULATED)' CXX='$(CXX) $(EMULATED)' \
 	  $(BIN)/python setup.py -q build --build-base build/emulated --build-lib build/emulated/lib
+	cd build/emulated/lib && $(abspath $(BIN))/python -c \
+	  'from csengine.backends import cpp; assert all(cpp.tiers().values()), cpp.tiers()'
 	PYTHONPATH=build/emulated/lib $(BIN)/pytest -q -p no:cacheprovider \
 	  tests/test_kernels.py tests/test_backends.py -k 'not numba'
 
