@@ -12,7 +12,7 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint format bench peers bench-peers train-kws kws-study kws-sparsity kws-first-layer digits-study \
-  docs wheel fpga-samples fpga-report fuzz sanitize memcheck clean
+  docs wheel fpga-samples fpga-report fuzz sanitize test-emulated memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -128,6 +128,18 @@ sanitize-%: $(VENV)/.test
 	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD=$$($(CC) -print-file-name=$(RUNTIME)) ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
 	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
+
+# The kernels of all tiers on any processor with AVX2: SIMDe emulates AVX-512, plain C++ the tiles of AMX.
+EMULATED := -DCS_EMULATE_AVX512 -mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt -Wno-psabi
+test-emulated: $(VENV)/.test
+	tools/system_packages.sh libsimde-dev
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
+	CC='$(CC) $(EMULATED)' CXX='$(CXX) $(EMULATED)' \
+	  $(BIN)/python setup.py -q build --build-base build/emulated --build-lib build/emulated/lib
+	cd build/emulated/lib && $(abspath $(BIN))/python -c \
+	  'from csengine.backends import cpp; assert all(cpp.tiers().values()), cpp.tiers()'
+	PYTHONPATH=build/emulated/lib $(BIN)/pytest -q -p no:cacheprovider \
+	  tests/test_kernels.py tests/test_backends.py -k 'not numba'
 
 # The shipped networks under valgrind.
 memcheck: $(VENV)/.core

@@ -2,13 +2,12 @@
 // has internal linkage and carries its target, so that no other tier can end up calling it.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstring>
 
+#include "intrinsics.h"
 #include "kernel.h"
 
-#define CS_AVX2 __attribute__((target("avx2,fma,bmi,bmi2,popcnt,lzcnt")))
+#define CS_AVX2 CS_TARGET("avx2,fma,bmi,bmi2,popcnt,lzcnt")
 #define CS_TIER CS_AVX2
 
 namespace cs {

@@ -1,11 +1,10 @@
 // The vocabulary of the kernels that several tiers share (conv_lanes.h and others), in vectors of 512 bits.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstring>
 
 #include "avx512_math.h"
+#include "intrinsics.h"
 #include "kernel.h"
 
 #define CS_TIER CS_AVX512
