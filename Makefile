@@ -12,7 +12,7 @@ SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint format bench peers bench-peers train-kws kws-study kws-sparsity kws-first-layer digits-study \
-  docs wheel fpga-samples fpga-report fuzz sanitize memcheck clean
+  docs wheel fpga-samples fpga-report fuzz sanitize test-emulated memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
@@ -31,15 +31,18 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# Our own speed: networks, every kernel, how time grows; then the tables and pictures.
+# Our own speed: networks, every kernel, how time grows; then the tables and pictures. RESULTS=bench/results/NAME keeps
+# what another machine needs beside what is there: for docs/performance-NAME.md.
+RESULTS ?= bench/results
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))
 bench: $(VENV)/.bench
+	mkdir -p $(RESULTS)
 	for model in kws kws_paper; do \
-	  $(BIN)/csengine bench $$model -b 1,8,64 --cpus $(BENCH_CPU) --runs 1000 --json -o bench/results/$$model.json || exit; done
+	  $(BIN)/csengine bench $$model -b 1,8,64 --cpus $(BENCH_CPU) --runs 1000 --json -o $(RESULTS)/$$model.json || exit; done
 	taskset -c $(BENCH_CPU) $(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-max-time=0.5 \
-	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/kernels.json
-	$(BIN)/python bench/scaling.py
-	$(BIN)/python bench/numba_twin.py
+	  --benchmark-columns=median,iqr,rounds --benchmark-json=$(RESULTS)/kernels.json
+	$(BIN)/python bench/scaling.py --output $(RESULTS)
+	$(BIN)/python bench/numba_twin.py --output $(RESULTS)
 	$(BIN)/python bench/report.py
 
 # Other runtimes, each in an environment of its own, for `csengine bench --against`.
@@ -49,7 +52,7 @@ peers: $(PEERS:%=.venv-peers/%/.ready)
 
 # The same functions in all of them; then the tables and pictures.
 bench-peers: $(VENV)/.bench peers
-	$(BIN)/python bench/against_peers.py --peers '$(PEERS)'
+	$(BIN)/python bench/against_peers.py --peers '$(PEERS)' --output $(RESULTS)
 	$(BIN)/python bench/report.py
 
 # The documentation as a web site in build/site.
@@ -125,6 +128,18 @@ sanitize-%: $(VENV)/.test
 	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD=$$($(CC) -print-file-name=$(RUNTIME)) ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
 	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
+
+# The kernels of all tiers on any processor with AVX2: SIMDe emulates AVX-512, plain C++ the tiles of AMX.
+EMULATED := -DCS_EMULATE_AVX512 -mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt -Wno-psabi
+test-emulated: $(VENV)/.test
+	tools/system_packages.sh libsimde-dev
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'pybind11>=2.13'
+	CC='$(CC) $(EMULATED)' CXX='$(CXX) $(EMULATED)' \
+	  $(BIN)/python setup.py -q build --build-base build/emulated --build-lib build/emulated/lib
+	cd build/emulated/lib && $(abspath $(BIN))/python -c \
+	  'from csengine.backends import cpp; assert all(cpp.tiers().values()), cpp.tiers()'
+	PYTHONPATH=build/emulated/lib $(BIN)/pytest -q -p no:cacheprovider \
+	  tests/test_kernels.py tests/test_backends.py -k 'not numba'
 
 # The shipped networks under valgrind.
 memcheck: $(VENV)/.core

@@ -2,6 +2,7 @@
 
     python bench/fpga.py clocks        Verilator: clocks per word of the pipelines, results compared with the reference
     python bench/fpga.py resources     Yosys: the same pipelines, module by module
+    python bench/fpga.py chips         estimates: the pipelines that make the most of a whole U250
     python bench/fpga.py kernels       Yosys: single layers of ResNet-50 and MobileNetV2, by non-zeros and winners
     python bench/fpga.py words         through XRT: shipped recordings and held-out words, both shipped networks
     python bench/fpga.py mutants       the RTL broken on purpose, all of the list
@@ -31,6 +32,7 @@ from csengine import Engine, reference
 from csengine.cli import shipped
 from csengine.cli.output import json_text
 from csengine.cli.samples import read_recording
+from csengine.errors import UnsupportedModelError
 from csengine.fpga import cache, generate, image, shape, synthesis
 from csengine.fpga.devices import DEVICES
 from csengine.fpga.estimate import estimate
@@ -42,11 +44,14 @@ RESULTS = ROOT / "bench" / "results"
 TESTS = ROOT / "tests" / "fpga"
 sys.path.insert(0, str(TESTS))
 import spoken  # noqa: E402
-from networks import Spec, network  # noqa: E402
+from networks import Spec, network, thinned  # noqa: E402
 from test_mutations import MUTANTS  # noqa: E402
 from verilated import Bench, compile_top  # noqa: E402
 
 WORDS = 8
+#: Clocks of the slowest pipelines that may fill a device.
+_SLOWEST = 20_000
+_ESTIMATES = [ROOT / "csengine" / "fpga" / f"{name}.py" for name in ("plan", "estimate")]
 HELD_OUT = 200
 MODES: tuple[Mode, ...] = ("dense", "sparse-dense", "sparse-sparse")
 
@@ -62,28 +67,35 @@ class Pipeline:
 
     model: str
     mode: Mode = "sparse-sparse"
-    device: str | None = None
-    matches_products: bool = False
-    """As many 8-bit products per clock as the default pipeline makes, at most."""
+    ultra: bool = False
+    """UltraRAM for large memories of weights."""
+    cycles: int | None = None
+    matches: str = ""
+    """The pipeline that makes at least as many 8-bit products per clock."""
+    first: int = 0
+    """Random weights in the first layer instead of the model's, so many kernels to a set; 0: the model's."""
 
     @property
     def graph(self) -> Graph:
-        return shipped.load_model(self.model).model.graph
+        graph = shipped.load_model(self.model).model.graph
+        return thinned(graph, graph.nodes[1].name, self.first) if self.first else graph
 
     def plan(self) -> Plan:
-        products = plan(self.graph).products if self.matches_products else None
-        board = DEVICES[self.device].resources if self.device else None
-        fits = None if board is None else lambda made: board.fits(estimate(made)) > 0
-        return plan(self.graph, None, self.mode, products, fits)
+        products = PIPELINES[self.matches].plan().products if self.matches else None
+        return plan(self.graph, self.cycles, self.mode, products, ultra=self.ultra)
 
 
+THIN = "sparse-sparse, 5 of 25"
 PIPELINES = {
     "sparse-sparse": Pipeline("kws_paper"),
-    "sparse-dense": Pipeline("kws_paper", "sparse-dense", matches_products=True),
-    "dense": Pipeline("kws_paper", "dense", matches_products=True),
-    "sparse-sparse, ZU3EG": Pipeline("kws_paper", device="ZU3EG"),
+    "sparse-dense": Pipeline("kws_paper", "sparse-dense", True, matches="sparse-sparse"),
+    "dense": Pipeline("kws_paper", "dense", True, matches="sparse-sparse"),
     "sparse-sparse, blocks": Pipeline("kws"),
+    THIN: Pipeline("kws_paper", cycles=4501, first=5),
+    "dense, 5 of 25": Pipeline("kws_paper", "dense", True, matches=THIN, first=5),
 }
+#: Pipelines whose resources say nothing new.
+UNCOUNTED = ("sparse-sparse, blocks", "dense, 5 of 25")
 
 
 def facts(name: str) -> Record:
@@ -93,6 +105,8 @@ def facts(name: str) -> Record:
     return {
         "model": PIPELINES[name].model,
         "mode": PIPELINES[name].mode,
+        "ultra": PIPELINES[name].ultra,
+        "first": PIPELINES[name].first,
         "structure": f"{shape.fingerprint(plain):016x}",
         "predicted": made.cycles,
         "bottleneck": made.bottleneck,
@@ -136,6 +150,31 @@ def resources(name: str) -> Record:
     return _counts(synthesis.synthesize(PIPELINES[name].plan(), timeout=4 * 3600))
 
 
+def chips(name: str) -> Record:
+    """Of pipelines of all speeds, the one of which a whole device computes the most, by estimate."""
+    pipeline = PIPELINES[name]
+    graph, board = pipeline.graph, DEVICES["U250"].resources
+    best: Record = {"words_per_clock": 0.0}
+    cycles = _SLOWEST
+    while cycles > 0:
+        try:
+            made = plan(graph, cycles, pipeline.mode, ultra=True)
+        except UnsupportedModelError:  # no pipeline is as fast
+            break
+        need = estimate(made)
+        fit = board.fits(need)
+        if fit / made.cycles > best["words_per_clock"]:
+            best = {
+                "words_per_clock": fit / made.cycles,
+                "cycles": made.cycles,
+                "products": made.products,
+                "fit": fit,
+                "need": asdict(need),
+            }
+        cycles = min(made.cycles - 1, int(cycles / 1.06))
+    return best
+
+
 def _counts(report: synthesis.Report) -> Record:
     return {"total": asdict(report.total), "modules": {name: asdict(it) for name, it in report.modules.items()}}
 
@@ -175,10 +214,10 @@ class Kernel:
 
 
 KERNELS = {
-    "1×1, 64→64": Kernel(1, 64, 64, 16, (4, 8, 16, 2), (4, 8, 16, 32)),
-    "1×1, 256→64": Kernel(1, 256, 64, 32, (8, 16, 32, 4), (8, 16, 32, 64)),
-    "3×3, 64→64": Kernel(3, 64, 64, 64, (8, 16, 32, 4), (4, 8, 16, 32)),
-    "1×1, 960→160": Kernel(1, 960, 160, 128, (10, 20, 40, 5), (30, 60, 120, 240)),
+    "1×1, 64→64": Kernel(1, 64, 64, 16, (4, 8, 16), (32, 8, 4)),
+    "1×1, 256→64": Kernel(1, 256, 64, 32, (8, 16, 32), (64, 16, 8)),
+    "3×3, 64→64": Kernel(3, 64, 64, 64, (8, 16, 32), (32, 8, 4)),
+    "1×1, 960→160": Kernel(1, 960, 160, 320, (10, 20, 40), (240, 120, 60)),
 }
 
 
@@ -378,7 +417,7 @@ def _sources() -> str:
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("clocks", "resources", "kernels", "words", "mutants", "waves"))
+    parser.add_argument("what", choices=("clocks", "resources", "chips", "kernels", "words", "mutants", "waves"))
     parser.add_argument("--only", action="append", metavar="NAME", help="a pipeline, kernel or network; by default all")
     parser.add_argument("--again", action="store_true", help="measure what is recorded already, too")
     arguments = parser.parse_args()
@@ -386,11 +425,17 @@ def main() -> None:
     rtl = {"rtl": _sources()}
     if what in ("clocks", "resources"):
         measure = {"clocks": clocks, "resources": resources}[what]
-        for name in arguments.only or PIPELINES:
+        for name in arguments.only or (it for it in PIPELINES if what == "clocks" or it not in UNCOUNTED):
             _record(what, name, {**rtl, **facts(name)}, lambda name=name: measure(name), again)  # type: ignore[misc]
+    elif what == "chips":
+        for name in arguments.only or ("dense", "sparse-dense", "sparse-sparse", THIN):
+            key = {"estimates": cache.key(*(path.read_bytes() for path in _ESTIMATES))}
+            _record(what, name, key, lambda name=name: chips(name), again)  # type: ignore[misc]
     elif what == "kernels":
         for name in arguments.only or KERNELS:
-            key = {**rtl, "kernel": asdict(KERNELS[name])}
+            kernel = KERNELS[name]
+            selects = [kernel.layer(*unit).selects for unit in kernel_units(kernel)]
+            key = {**rtl, "kernel": asdict(kernel), "selects": selects}
             _record(what, name, key, lambda name=name: kernels(name), again)  # type: ignore[misc]
     elif what == "words":
         for name in arguments.only or ("kws", "kws_paper"):

@@ -30,12 +30,13 @@ ACCENT = "#c2455d"
 def sections(results: Path, images: Path) -> dict[str, str]:
     """The Markdown of every section whose results are there; draws the pictures as well."""
     found = {}
-    for what in ("clocks", "resources", "kernels", "words", "mutants", "waves"):
+    for what in ("clocks", "resources", "chips", "kernels", "words", "mutants", "waves"):
         path = results / f"fpga-{what}.json"
         found[what] = json.loads(path.read_text()) if path.is_file() else {}
     made = {}
     if all(mode in found["clocks"] for mode in MODES):
-        made["fpga-clocks"] = f"{clocks_table(found['clocks'])}\n\n{three_ways(found['clocks'])}"
+        parts = [clocks_table(found["clocks"]), three_ways(found["clocks"]), thin_text(found["clocks"])]
+        made["fpga-clocks"] = "\n\n".join(parts)
         pipeline_picture(found["clocks"]["sparse-sparse"], images / "fpga-pipeline.png")
         made["fpga-pipeline"] = "![The pipeline of the keyword-spotting network](images/fpga-pipeline.png)"
     if found["resources"]:
@@ -43,6 +44,8 @@ def sections(results: Path, images: Path) -> dict[str, str]:
         made["fpga-resources"] = resources_section(found["resources"])
     if found["resources"] and found["resources"].keys() <= found["clocks"].keys():
         made["fpga-devices"] = devices_table(found["resources"], found["clocks"])
+    if all(mode in found["chips"] for mode in MODES):
+        made["fpga-chips"] = chips_section(found["chips"])
     if found["kernels"]:
         kernels_picture(found["kernels"], images / "fpga-kernels.png")
         made["fpga-kernels"] = (
@@ -69,7 +72,8 @@ def clocks_table(clocks: Mapping[str, Record]) -> str:
         speeds = [f"{1e6 * mhz / it['clocks_per_word']:,.0f}" for mhz in CLOCKS_MHZ]
         counts = [f"{it['products']:,}", f"{it['multipliers']:,}", f"{it['clocks_per_word']:,.1f}"]
         counts += [f"{it['predicted']:,}", f"{it['latency']:,}", *speeds, f"{PAPER[it['mode']][0]:,}"]
-        rows.append([name, f"`{it['model']}`", *counts])
+        model = f"`{it['model']}`" + (f", S = {it['first']} in the first layer" if it["first"] else "")
+        rows.append([name, model, *counts])
     return markdown(header, rows)
 
 
@@ -92,11 +96,25 @@ def three_ways(clocks: Mapping[str, Record]) -> str:
     return (
         f"**At equal multipliers** ({dense['products']}, {half['products']} and {ours['products']} 8-bit products per "
         f"clock) the dense pipeline takes {ratio:.1f} times as many clocks as the sparse-sparse one, and "
-        f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. Thirty times "
-        "was aimed at; what bounds the ratio is the first layer, "
-        "whose input is dense and whose weights are half there. Lanes × columns × clocks "
+        f"{dense['clocks_per_word'] / half['clocks_per_word']:.1f} times as many as the sparse-dense one. What bounds "
+        "the ratio is the first layer, whose input is dense and whose weights are half there. Lanes × columns × clocks "
         f"of every layer, idle ones included:\n\n{markdown(header, rows)}\n\nThe layers whose input is sparse, too "
         f"({', '.join(twice)}), need {without[0] / without[2]:.0f} times fewer multipliers × clocks."
+    )
+
+
+def thin_text(clocks: Mapping[str, Record]) -> str:
+    """The same comparison with a sparser first layer."""
+    thin, dense = clocks["sparse-sparse, 5 of 25"], clocks["dense, 5 of 25"]
+    work = [layer["products"] * layer["cycles"] for layer in thin["layers"]]
+    share = f"{work[0] / sum(work):.0%}".replace("%", " %")
+    return (
+        "**The same network with 5 of 25 weights in the first layer**, five kernels to a set instead of two, all else "
+        f"as it is: at equal multipliers ({dense['products']} and {thin['products']} products per clock) the dense "
+        f"pipeline takes {dense['clocks_per_word'] / thin['clocks_per_word']:.1f} times as many clocks. The first "
+        f"layer is then {share} of the work. These weights are random: clocks do not depend on them, and the results "
+        "have the reference's bits; what such a network recognizes is a matter of training "
+        "(`examples/keyword_spotting`)."
     )
 
 
@@ -142,11 +160,36 @@ def devices_table(resources: Mapping[str, Record], clocks: Mapping[str, Record])
             fit = device.resources.fits(need)
             speeds = [f"{fit * 1e6 * mhz / clocks[name]['clocks_per_word']:,.0f}" for mhz in CLOCKS_MHZ]
             papers = PAPER[it["mode"]][1 + place]
-            paper = f"{papers:,}" if papers else "does not fit"
-            share = f"{NAMES[device.resources.scarcest(need)]}, {device.resources.share(need):.1%} each"
-            rows.append([name, key, str(fit), share.replace("%", " %"), *speeds, paper])
+            paper = "" if it["first"] else f"{papers:,}" if papers else "does not fit"
+            share = _limit(device.resources, need)
+            rows.append([name, key, str(fit), share, *speeds, paper])
     sources = "; ".join(f"{device.name}: {device.source}" for device in DEVICES.values())
     return f"{markdown([*header, '>the paper, full chip'], rows)}\n\nCounts of the devices: {sources}."
+
+
+def _limit(device: Resources, need: Resources) -> str:
+    """The resource of which a design takes the largest share, and that share."""
+    share = device.share(need)
+    return NAMES[device.scarcest(need)] + (f", {100 * share:.1f} % each" if share < float("inf") else ", has none")
+
+
+def chips_section(chips: Mapping[str, Record]) -> str:
+    """The pipelines that make the most of a whole U250, and what the sparsities gain there."""
+    device = DEVICES["U250"].resources
+    header = ["pipeline", ">clocks per word", ">products per clock", ">fit", "limited by"]
+    header += [*(f">words/s, {mhz} MHz assumed" for mhz in CLOCKS_MHZ), ">the paper, full chip"]
+    rows = []
+    for name, it in chips.items():
+        need = Resources(**it["need"])
+        share = _limit(device, need)
+        speeds = [f"{it['words_per_clock'] * 1e6 * mhz:,.0f}" for mhz in CLOCKS_MHZ]
+        paper = f"{PAPER[name][1]:,}" if name in PAPER else ""
+        rows.append([name, f"{it['cycles']:,}", f"{it['products']:,}", str(it["fit"]), share, *speeds, paper])
+    dense, half, ours = (chips[mode]["words_per_clock"] for mode in MODES)
+    return (
+        f"{markdown(header, rows)}\n\n**At equal resources**, a whole U250, sparse-sparse pipelines compute "
+        f"{ours / dense:.1f} times as many words as dense ones, sparse-dense ones {half / dense:.1f} times as many."
+    )
 
 
 # --- single layers ---------------------------------------------------------------------------------------------------
@@ -279,6 +322,7 @@ def resources_picture(record: Record, path: Path) -> None:
         for place, value in enumerate(values):
             axes.text(value, place, f" {value:,.0f}", va="center", fontsize=9)
         axes.margins(x=0.22)
+        axes.locator_params(axis="x", nbins=4)
         pictures.titled(axes, NAMES[what])
     panels[0].set_yticks(range(len(shown)), shown, fontsize=9)
     panels[0].invert_yaxis()

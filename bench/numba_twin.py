@@ -3,7 +3,7 @@
     .venv/bin/python bench/numba_twin.py     # a minute; writes bench/results/numba.json
 
 Contenders take turns in one process, pinned, on changing inputs; every output is checked against the reference. C++
-runs twice: with all that the processor can, and on its avx512 tier, the best that Numba's compiler makes use of.
+runs twice: with all that the processor can, and on the best tier that Numba's compiler makes use of.
 """
 
 from __future__ import annotations
@@ -32,8 +32,14 @@ MODES = ("auto", "dense")
 BATCHES = (1, 64)
 INPUTS = 8
 """Different batches that take turns."""
-CONTENDERS = (("cpp", None), ("cpp", "avx512"), ("numba", None))
-"""Backends, and the instruction set they are confined to."""
+COMPARABLE = ("avx512", "avx2", "scalar")
+"""Instruction sets that Numba's compiler makes use of, the best first."""
+
+
+def contenders() -> list[tuple[str, str, str | None]]:
+    """Names, backends, and the instruction set they are confined to."""
+    tier = next(tier for tier in COMPARABLE if machine.tiers()[tier])
+    return [("cpp", "cpp", None), (f"cpp {tier}", "cpp", tier), ("numba", "numba", None)]
 
 
 def compare(network: str, mode: str, batch: int, runs: int) -> dict[str, Any]:
@@ -42,13 +48,13 @@ def compare(network: str, mode: str, batch: int, runs: int) -> dict[str, Any]:
     x = cases.recordings(batch * INPUTS)
     expected = measure.reference_engine(model).run(x[:batch])
     names, calls = [], []
-    for backend, tier in CONTENDERS:
+    for name, backend, tier in contenders():
         os.environ.pop("CSENGINE_ISA", None)
         if tier:
             os.environ["CSENGINE_ISA"] = tier
         engine = Engine(model, backend=backend, threads=1, mode=mode)  # type: ignore[arg-type]
-        names.append(" ".join(filter(None, (backend, tier))))
-        measure.require_agreement(engine, f"{network} {names[-1]}", engine.run(x[:batch]), expected)
+        measure.require_agreement(engine, f"{network} {name}", engine.run(x[:batch]), expected)
+        names.append(name)
         calls.append(scaling.rotating(engine, x, batch))
     with Progress(f"{network} {mode} {batch}", measure.ROUNDS) as progress:
         timings = measure.interleave(calls, runs, 2.0, progress)

@@ -5,6 +5,8 @@
 Reads `bench/results/*.json` (written by `make bench`, `make bench-peers`, `make fpga-report`) and the accuracy study of
 the keyword-spotting example; writes `docs/images/` and what stands between `<!-- begin NAME -->` and
 `<!-- end NAME -->` in README.md, docs/*.md and the example's README.md. What was not measured has no section.
+`bench/results/MACHINE/*.json`, of other machines, go to docs/performance-MACHINE.md in the same way, and
+to the sections NAME-MACHINE of the others.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ def networks(report: comparison.Report, images: Path) -> dict[str, str]:
     picture = "![Time per word of csengine and of other runtimes](images/peers.png)"
     conditions = comparison.conditions(report)
     return {
+        "ratios": comparison.ratios_table(report),
         "main": f"{picture}\n\n{comparison.main_table(report)}\n\n{MAIN_NOTE}\n\n{conditions}",
         "peers-networks": f"## Keyword spotting\n\n{picture}\n\n{comparison.ratios_table(report)}\n\n"
         f"![Words per second by batch size](images/batches.png)\n\n{comparison.networks_table(report)}"
@@ -252,11 +255,23 @@ def insert(path: Path, found: Mapping[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def of_machine(results: Path) -> dict[str, str]:
+    """The sections of another machine, whose pictures are in a directory of their own."""
+    images = IMAGES / results.name
+    images.mkdir(exist_ok=True)
+    found = sections(results, images).items()
+    return {name: text.replace("](images/", f"](images/{results.name}/") for name, text in found}
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES) | fpga_report.sections(RESULTS, IMAGES)
+    machines = {path.name: of_machine(path) for path in sorted(RESULTS.iterdir()) if path.is_dir()}
+    pages = {ROOT / "docs" / f"performance-{machine}.md": its for machine, its in machines.items()}
+    for machine, its in machines.items():
+        found |= {f"{name}-{machine}": text for name, text in its.items()}
     for page in (ROOT / "README.md", STUDY.parent.parent / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        insert(page, found)
+        insert(page, pages.get(page, found))
 
 
 if __name__ == "__main__":

@@ -73,14 +73,14 @@ def sizes(quick: bool) -> list[Point]:
 
 
 def threads(quick: bool) -> list[Point]:
-    """The keyword-spotting network by batch, and a large layer, on one thread and more."""
+    """The keyword-spotting network by batch, and a large feed-forward block, on one thread and more."""
     counts = sorted({1, default_threads()})
     network = cases.keyword_network("sparse-sparse-blocked", None)
     batches = (1, 16) if quick else (1, 16, 64, 256)
     named = [(f"keyword spotting, batch {b}", network, cases.recordings(b * INPUTS), b) for b in batches]
     rows, kernels = (256, 256) if quick else (4096, 16384)
-    layer = cases.linear_layer(rows, kernels, TYPICAL, (4, 16))
-    named.append((f"linear {rows}→{kernels}, batch 1", layer, _input(rows, TYPICAL), 1))
+    block = cases.feed_forward(rows, kernels, TYPICAL, TYPICAL, (1, 16), before=TYPICAL)
+    named.append((f"feed-forward {rows}→{kernels}→{rows}, batch 1", block, _input(rows, TYPICAL), 1))
     return [
         Point(model, x, {"what": name, "threads": count}, "auto", count, batch)
         for name, model, x, batch in named

@@ -92,14 +92,16 @@ class Builder {
   public:
     // measure: take the fastest kernels that use no more sparsity than `mode`. Otherwise kernels of exactly that mode
     // where a layer has it; "" lets the cost model choose the mode. split_above: seconds of a layer from which on
-    // threads share it.
-    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep, int threads, double split_above)
+    // threads share it. weight_bytes: of all layers.
+    Builder(const std::string& tier, const std::string& mode, bool measure, bool keep, int threads, double split_above,
+            size_t weight_bytes)
         : tier_(tier_from_name(tier)),
           mode_(mode_from_name(mode)),
           measure_(measure),
           keep_(keep),
           threads_(threads),
-          split_above_(split_above) {
+          split_above_(split_above),
+          sweep_(measure ? weight_bytes : 0) {
         require(is_available(tier_), "this machine cannot run that tier");
     }
 
@@ -190,6 +192,10 @@ class Builder {
         add(node, DequantizeSpec{at(input), at(output), to_vector(scale)}, {input}, output);
     }
 
+    void quantize(const std::string& node, int input, int output, float inv_scale) {
+        add(node, QuantizeSpec{at(input), at(output), inv_scale}, {input}, output);
+    }
+
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
 
     void gelu(const std::string& node, int input, int output, bool tanh) {
@@ -199,6 +205,11 @@ class Builder {
     void layer_norm(const std::string& node, int input, int output, const Array<float>& scale,
                     const Array<float>& shift, double epsilon) {
         add(node, LayerNormSpec{at(input), to_vector(scale), to_vector(shift), epsilon}, {input}, output);
+    }
+
+    void local_response_norm(const std::string& node, int input, int output, int size, double alpha, double beta,
+                             double bias) {
+        add(node, LocalResponseNormSpec{at(input), size, alpha, beta, bias}, {input}, output);
     }
 
     void matmul(const std::string& node, int first, int second, int output, bool transposed) {
@@ -220,7 +231,8 @@ class Builder {
     const Tensor& at(int tensor) const { return tensors_.at(tensor).type; }
 
     Choice<LayerSpec> choose(const LayerSpec& spec, double activity) const {
-        if (measure_) return measure_layer(spec, tier_, mode_ == Mode::none ? Mode::sparse_sparse : mode_, activity);
+        const Mode limit = mode_ == Mode::none ? Mode::sparse_sparse : mode_;
+        if (measure_) return measure_layer(spec, tier_, limit, activity, sweep_);
         return choose_layer(spec, tier_, mode_ == Mode::none ? cheapest_mode(spec, activity) : mode_);
     }
 
@@ -241,6 +253,7 @@ class Builder {
     bool measure_, keep_;
     int threads_;
     double split_above_;
+    CacheSweep sweep_;
     std::vector<ProgramTensor> tensors_;
     std::vector<ProgramStep> steps_;
 };
@@ -350,9 +363,11 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<AddSpec>("add", rows);
     list_kernels<ConcatSpec>("concat", rows);
     list_kernels<DequantizeSpec>("dequantize", rows);
+    list_kernels<QuantizeSpec>("quantize", rows);
     list_kernels<SoftmaxSpec>("softmax", rows);
     list_kernels<GeluSpec>("gelu", rows);
     list_kernels<LayerNormSpec>("layer_norm", rows);
+    list_kernels<LocalResponseNormSpec>("local_response_norm", rows);
     list_kernels<MatMulSpec>("matmul", rows);
     list_kernels<TransposeSpec>("transpose", rows);
     return rows;
@@ -385,7 +400,7 @@ PYBIND11_MODULE(_native, m) {
         .def("choices", &choices, "Node, kernel, tier, mode and the kernels tried of every step.");
 
     py::class_<Builder>(m, "Builder")
-        .def(py::init<const std::string&, const std::string&, bool, bool, int, double>())
+        .def(py::init<const std::string&, const std::string&, bool, bool, int, double, size_t>())
         .def("tensor", &Builder::tensor)
         .def("view", &Builder::view)
         .def("input", &Builder::input)
@@ -398,9 +413,11 @@ PYBIND11_MODULE(_native, m) {
         .def("add", &Builder::add_tensors)
         .def("concat", &Builder::concat)
         .def("dequantize", &Builder::dequantize)
+        .def("quantize", &Builder::quantize)
         .def("softmax", &Builder::softmax)
         .def("gelu", &Builder::gelu)
         .def("layer_norm", &Builder::layer_norm)
+        .def("local_response_norm", &Builder::local_response_norm)
         .def("matmul", &Builder::matmul)
         .def("transpose", &Builder::transpose)
         .def("build", &Builder::build);

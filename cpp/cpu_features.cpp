@@ -20,6 +20,13 @@ constexpr std::array<const char*, 4> kModeNames = {"", "dense", "sparse-dense", 
 
 #if defined(__x86_64__)
 
+// See kernels/intrinsics.h.
+#if defined(CS_EMULATE_AVX512)
+constexpr bool kEmulatesAvx512 = true;
+#else
+constexpr bool kEmulatesAvx512 = false;
+#endif
+
 struct Leaf {
     unsigned a = 0, b = 0, c = 0, d = 0;
     Leaf(unsigned leaf, unsigned sub) { __get_cpuid_count(leaf, sub, &a, &b, &c, &d); }
@@ -64,7 +71,10 @@ bool has_amx() {
 #endif
 }
 
-std::array<bool, 5> detect() { return {true, has_avx2(), has_avx512(), has_avx512vnni(), has_amx()}; }
+std::array<bool, 5> detect() {
+    if (kEmulatesAvx512 && has_avx2()) return {true, true, true, true, true};
+    return {true, has_avx2(), has_avx512(), has_avx512vnni(), has_amx()};
+}
 
 #else
 

@@ -17,6 +17,9 @@ constexpr double kBudget = 20e-3;  // seconds after which no further run begins
 constexpr double kPlain = 32;      // products of the best kernels in the time of one of plain code
 constexpr double kHopeless = 2;    // a first run this much slower than the best candidate's best ends the matter
 
+constexpr size_t kMostSwept = size_t{4} << 20;  // more than a second-level cache
+constexpr size_t kLine = 64 / sizeof(uint64_t);
+
 constexpr Mode kModes[] = {Mode::sparse_sparse, Mode::sparse_dense, Mode::dense};
 
 // The kernel of the best tier that computes the layer in exactly this mode; none if there is none.
@@ -47,8 +50,11 @@ void fill_random(const Tensor& tensor, double activity, std::byte* to) {
 
 class Stopwatch {
   public:
-    explicit Stopwatch(const LayerSpec& spec, double activity)
-        : input_(make(spec.input.stride() + kSlack)), output_(make(spec.output.stride() + kSlack)) {
+    Stopwatch(const LayerSpec& spec, double activity, const CacheSweep& sweep)
+        : sweep_(sweep),
+          weight_bytes_(weight_bytes(spec)),
+          input_(make(spec.input.stride() + kSlack)),
+          output_(make(spec.output.stride() + kSlack)) {
         fill_random(spec.input, activity, input_.get());
     }
 
@@ -58,6 +64,7 @@ class Stopwatch {
         const std::byte* inputs[] = {input_.get()};
         double fastest = std::numeric_limits<double>::infinity(), spent = 0;
         for (int i = 0; i < kRuns && spent < kBudget; ++i) {
+            sweep_.run(weight_bytes_);
             const auto start = std::chrono::steady_clock::now();
             step.run({inputs, output_.get(), scratch.get(), 1, 0});
             const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
@@ -76,6 +83,8 @@ class Stopwatch {
         return memory;
     }
 
+    const CacheSweep& sweep_;
+    size_t weight_bytes_;
     Arena input_, output_;
 };
 
@@ -104,6 +113,23 @@ bool saves_much(const LayerSpec& spec, Mode mode, double activity) {
 
 }  // namespace
 
+CacheSweep::CacheSweep(size_t bytes) : memory_(std::min(bytes, kMostSwept) / sizeof(uint64_t), 1) {}
+
+void CacheSweep::run(size_t but) const {
+    const size_t end = memory_.size() - std::min(memory_.size(), but / sizeof(uint64_t));
+    uint64_t sum = 0;
+    for (size_t i = 0; i < end; i += kLine) sum += memory_[i];
+    volatile uint64_t kept = sum;  // so that the reads are made
+    (void)kept;
+}
+
+size_t weight_bytes(const LayerSpec& spec) {
+    const size_t element = spec.input.dtype == DType::f32 ? sizeof(float) : sizeof(int8_t);
+    if (!spec.packed) return element * spec.rows * spec.kernels;
+    const PackedWeight& p = *spec.packed;
+    return element * p.row_blocks * p.sets * p.u * p.v;
+}
+
 Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
     for (Mode tried : kModes) {
         if (tried > mode) continue;
@@ -112,8 +138,9 @@ Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode) {
     throw std::logic_error("no kernel can run this layer");
 }
 
-Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity) {
-    const Stopwatch stopwatch(spec, activity);
+Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity,
+                                const CacheSweep& sweep) {
+    const Stopwatch stopwatch(spec, activity, sweep);
     Choice<LayerSpec> best;
     double best_seconds = std::numeric_limits<double>::infinity();
     Tier least = Tier::scalar;

@@ -1,6 +1,7 @@
 // Chooses the kernel of every step.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -38,10 +39,24 @@ Choice<Spec> choose(const Spec& spec, Tier tier) {
 // has no sparse-dense form) falls to the next denser one.
 Choice<LayerSpec> choose_layer(const LayerSpec& spec, Tier tier, Mode mode);
 
+// Puts other data into the caches, as the other layers of a network do between two runs of one.
+class CacheSweep {
+  public:
+    explicit CacheSweep(size_t bytes);  // that a network's weights take
+    void run(size_t but) const;         // reads that much, but for so many bytes
+
+  private:
+    std::vector<uint64_t> memory_;
+};
+
+// Of a layer's weights as they are stored.
+size_t weight_bytes(const LayerSpec& spec);
+
 // The fastest kernel for a layer that uses no more sparsity than `limit`, measured on random inputs of which a share
-// `activity` is other than zero. Tried are the kernels of the best tier that has any for the layer, and of the next; of
-// lower ones only what uses sparsity that those do not, where it saves nearly everything.
-Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity);
+// `activity` is other than zero; before each run the weights of other layers pass through the caches. Tried are the
+// kernels of the best tier that has any for the layer, and of the next; of lower ones only what uses sparsity that
+// those do not, where it saves nearly everything.
+Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, double activity, const CacheSweep& sweep);
 
 // The kernel of that name. Throws std::invalid_argument, which names those that can run the layer, if it cannot.
 Choice<LayerSpec> named_layer(const LayerSpec& spec, Tier tier, const std::string& name);

@@ -28,9 +28,10 @@ from csengine.errors import GraphError, ModelFormatError
 from csengine.graph import OPERATION_NAMES, OPERATIONS, Conv2d, Graph, Linear, Node, Packing, Requantization
 from csengine.packing import PackedMatrix
 
-#: Version of the file format. Version 1 is frozen: `docs/format.md` says what a minor version may add. A reader refuses
-#: a newer major version.
-VERSION = (1, 0)
+#: Newest version of the file format. Version 1 is frozen: `docs/format.md` says what a minor version may add. A reader
+#: refuses a newer major version; a writer says the oldest version that has all that a file holds.
+VERSION = (1, 1)
+_SINCE_1_1 = frozenset({"gelu", "layer_norm", "matmul", "transpose", "local_response_norm", "quantize"})
 PRODUCER = "csengine 0.1.0"
 ALIGNMENT = 64
 _METADATA_KEY = "csengine"
@@ -71,7 +72,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write the packed file; replaces an older one only when the new one is complete."""
     tensors: dict[str, Array] = {}
     document = {
-        "version": list(VERSION),
+        "version": list(_version_of(model.graph)),
         "producer": model.producer,
         "layout": model.graph.layout,
         "labels": list(model.labels),
@@ -82,6 +83,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     }
     content = _serialize(tensors, json.dumps(document, separators=(",", ":"), allow_nan=False))
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {target.parent}")
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
         try:
             file.write(content)
@@ -91,6 +94,12 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def _version_of(graph: Graph) -> tuple[int, int]:
+    """The oldest version that has all that a network needs."""
+    is_newer = graph.layout == "NWC" or any(OPERATION_NAMES[type(node)] in _SINCE_1_1 for node in graph.nodes)
+    return (1, 1) if is_newer else (1, 0)
 
 
 def _packing_statistics(graph: Graph) -> dict[str, dict[str, float | int]]:

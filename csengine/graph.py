@@ -7,7 +7,8 @@ Layout is NHWC: a tensor of one sample is `(height, width, channels)` or `(featu
 of R inputs of one kernel, in (ky, kx, channel) order, by O kernels: dense as an array, or a `PackedMatrix`.
 
 Two number systems share the operations. Float networks are float32 throughout. Integer networks hold uint8 or int8
-activations, int8 weights and int32 accumulators, all with zero point 0, so that "inactive" is exactly 0.
+activations, int8 weights and int32 accumulators, all with zero point 0, so that "inactive" is exactly 0. `Dequantize`
+and `Quantize` lead from one to the other, so that an integer network may compute in float32 what has no integer form.
 `reference.py` defines what each operation computes.
 """
 
@@ -433,6 +434,28 @@ class Dequantize(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Quantize(Node):
+    """Integers of float32 within a network: `q = clamp(rint(x * inv_scale))`, as of an input; NaN gives the least."""
+
+    dtype: Literal["uint8", "int8"]
+    scale: float
+
+    @property
+    def inv_scale(self) -> np.float32:
+        """The one float32 factor that quantizes."""
+        factor: np.float32 = np.float32(1.0 / self.scale)
+        return factor
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's shape, of the given type."""
+        (source,) = inputs
+        _require(self.dtype in MAGNITUDE, self.name, f"quantizes to {self.dtype!r}; expected 'uint8' or 'int8'")
+        _require(source.dtype == "float32", self.name, f"reads {source.dtype}; expected float32")
+        _check_scale(self.name, self.scale)
+        return TensorType(source.shape, self.dtype, self.scale)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Softmax(Node):
     """Softmax over the last axis, float32."""
 
@@ -470,6 +493,30 @@ class LayerNorm(Node):
         _check_array(self.name, "shift", self.shift, np.float32, (source.channels,))
         _require(0 < self.epsilon < 1, self.name, f"has epsilon {self.epsilon}; expected between 0 and 1")
         return _float(self.name, source, "layer normalization")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LocalResponseNorm(Node):
+    """`x / (bias + alpha / size * squares)**beta` in float32 (Krizhevsky, Sutskever and Hinton 2012, section 3.3).
+
+    squares: sum of x**2 over the `size` channels around each, those that there are; size is odd.
+    """
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    bias: float = 1.0
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's type."""
+        (source,) = inputs
+        odd = 1 <= self.size < 2**15 and self.size % 2 == 1
+        _require(odd, self.name, f"sums over {self.size} channels; expected an odd number below {2**15}")
+        # Then the power is a normal double for every float32.
+        sane = 0 <= self.alpha <= 1e6 and 0 <= self.beta <= 4 and 1e-6 <= self.bias <= 1e6
+        given = f"alpha {self.alpha}, beta {self.beta}, bias {self.bias}"
+        _require(sane, self.name, f"has {given}; expected 0 to 1e6, 0 to 4 and 1e-6 to 1e6")
+        return _float(self.name, source, "local response normalization")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -528,6 +575,8 @@ OPERATIONS: Mapping[str, type[Node]] = {
     "layer_norm": LayerNorm,
     "matmul": MatMul,
     "transpose": Transpose,
+    "local_response_norm": LocalResponseNorm,
+    "quantize": Quantize,
 }
 OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERATIONS.items()}
 

@@ -18,10 +18,12 @@ from csengine.graph import (
     Clip,
     Concat,
     Conv2d,
+    Dequantize,
     Graph,
     Linear,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Reshape,
     Transpose,
@@ -131,7 +133,7 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
             return min(inputs[0], 0.5)
         case MaxPool():
             return min(1.0, inputs[0] * node.kernel[0] * node.kernel[1])
-        case Reshape() | Transpose():
+        case Reshape() | Transpose() | Dequantize() | Quantize():
             return inputs[0]
         case Conv2d() | Linear():
             return 0.5 if graph.types[node.name].dtype == "uint8" else 1.0  # clamped at zero: a ReLU

@@ -2,12 +2,13 @@
 
 Weights are int8 with one scale per output channel; activations are uint8 where they cannot be negative, else int8, with
 one scale per tensor; every zero point is 0, so what was inactive stays exactly 0. ReLU becomes the clamp of an unsigned
-result. `Graph` then proves that no accumulator can overflow.
+result. What has no integer form stays float32 (`csengine.islands`), between a `Dequantize` and a `Quantize`. `Graph`
+then proves that no accumulator can overflow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,12 +32,14 @@ from csengine.graph import (
     MaxPool,
     Node,
     Packing,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
     Softmax,
     Transpose,
 )
+from csengine.islands import float_operations
 from csengine.packing import PackedMatrix
 
 Array = NDArray[Any]
@@ -95,8 +98,8 @@ def quantize(
 
     samples: calibration inputs `[B, ...]` in NHWC. percentile: None scales every tensor to its largest magnitude seen;
     a number such as 99.99 to that percentile of its non-zero magnitudes, and saturates the rest. integer_output: leave
-    the result as integers. known: scales to use instead of calibrated ones; if it has all of them, samples may be None,
-    and no errors are measured. Raises QuantizationError.
+    the result as integers, unless it is of an operation that has no integer form. known: scales to use instead of
+    calibrated ones; if it has all of them, samples may be None, and no errors are measured. Raises QuantizationError.
     """
     if any(kind.is_integer for kind in graph.types.values()):
         raise QuantizationError("the network holds integers already; expected a float32 network")
@@ -104,13 +107,17 @@ def quantize(
         _check_samples(graph, samples)
     if percentile is not None and not 50.0 < percentile <= 100.0:
         raise QuantizationError(f"percentile is {percentile}; expected between 50 and 100")
-    graph = _with_affines_as_layers(fold_affines(_without_dead_ends(graph)))
+    graph = fold_affines(_without_dead_ends(graph))
+    floats = float_operations(graph, integer_output)
+    graph = _with_affines_as_layers(graph, floats)
     ranges = None if samples is None else observe(graph, samples, percentile)
-    quantizer = _Quantizer(graph, ranges, integer_output, known or KnownScales())
+    quantizer = _Quantizer(graph, ranges, integer_output, known or KnownScales(), floats)
     try:
         result = Graph(tuple(quantizer.build()), graph.layout)
     except GraphError as error:
         raise QuantizationError(str(error)) from error
+    if not any(kind.is_integer for kind in result.types.values()):
+        raise QuantizationError("nothing in the network has an integer form; keep it float32 (--float)")
     return result, () if samples is None else measure_errors(graph, result, quantizer.source_of, samples)
 
 
@@ -152,13 +159,14 @@ def fold_affines(graph: Graph) -> Graph:
     return Graph(tuple(folded.values()), graph.layout)
 
 
-def _with_affines_as_layers(graph: Graph) -> Graph:
-    """Every affine of an image that could not be folded as a convolution per channel, which integers can compute."""
-    return Graph(tuple(_as_layer(graph, node) for node in graph.nodes), graph.layout)
+def _with_affines_as_layers(graph: Graph, floats: Collection[str]) -> Graph:
+    """Every affine that could not be folded and does not stay float32 as a convolution per channel of its image."""
+    nodes = (node if node.name in floats else _as_layer(node) for node in graph.nodes)
+    return Graph(tuple(nodes), graph.layout)
 
 
-def _as_layer(graph: Graph, node: Node) -> Node:
-    if not isinstance(node, Affine) or len(graph.types[node.name].shape) != 3:
+def _as_layer(node: Node) -> Node:
+    if not isinstance(node, Affine):
         return node
     return Conv2d(
         name=node.name,
@@ -295,7 +303,7 @@ def _clip(node: Clip, inputs: tuple[str, ...], scale: float, dtype: str) -> Clip
 
 
 class _Quantizer:
-    """Walks a float graph once and builds the integer one."""
+    """Walks a float graph once and builds the integer one. floats: operations that stay float32."""
 
     def __init__(
         self,
@@ -303,40 +311,41 @@ class _Quantizer:
         ranges: Mapping[str, tuple[float, float]] | None,
         integer_output: bool,
         known: KnownScales,
+        floats: Collection[str],
     ) -> None:
         self.graph = graph
         self.ranges = ranges
         self.integer_output = integer_output
         self.known = known
-        self.name_of: dict[str, str] = {}  # float tensor -> integer tensor
-        self.source_of: dict[str, str] = {}  # integer tensor -> the float tensor it stands for
+        self.floats = floats
+        self.nodes: list[Node] = []
+        self.name_of: dict[str, str] = {}  # float tensor -> the tensor that stands for it, integer or not
+        self.source_of: dict[str, str] = {}  # that -> the float tensor it stands for
         self.scale_of: dict[str, float] = {}  # integer tensor -> real value of 1
         self.unsigned: dict[str, bool] = {}  # integer tensor -> whether it is uint8
         self.dropped: set[str] = set()  # ReLUs that became a clamp
+        self.dequantized: dict[str, str] = {}  # integer tensor -> the same in float32
+        self.quantized: dict[str, str] = {}  # float tensor that stays -> the same as integers
 
     def build(self) -> Sequence[Node]:
-        nodes: list[Node] = []
         for node in self.graph.nodes:
-            source = node.inputs[0] if node.inputs else ""
             if node.name in self.dropped:
-                self._stands_for(self.name_of[source], node.name)
-                continue
-            nodes.extend(self._convert(node))
-        if not self.integer_output and self.name_of[self.graph.output.name] in self.scale_of:
-            nodes.append(self._dequantize(self.name_of[self.graph.output.name]))
-        return nodes
+                self._stands_for(self.name_of[node.inputs[0]], node.name)
+            else:
+                self.nodes.extend(self._convert(node))
+        if not self.integer_output:
+            self._as_float(self.graph.output.name)
+        return self.nodes
 
-    def _stands_for(self, integer: str, source: str) -> None:
-        self.name_of[source] = integer
-        self.source_of[integer] = source
+    def _stands_for(self, tensor: str, source: str) -> None:
+        self.name_of[source] = tensor
+        self.source_of[tensor] = source
 
     def _convert(self, node: Node) -> list[Node]:
         self._stands_for(node.name, node.name)
-        inputs = tuple(self.name_of[name] for name in node.inputs)
-        if isinstance(node, Softmax):
-            return self._convert_softmax(node, inputs[0])
-        if not all(name in self.scale_of for name in inputs):
-            raise QuantizationError(f"{node.name}: reads a softmax, which has no integer form; expected it to be last")
+        if self._stays_float(node):
+            return [replace(node, inputs=tuple(self._as_float(name) for name in node.inputs))]
+        inputs = tuple(self._as_integers(name) for name in node.inputs)
         if isinstance(node, _PASSING):
             self.scale_of[node.name], self.unsigned[node.name] = self.scale_of[inputs[0]], self.unsigned[inputs[0]]
             if isinstance(node, Clip):
@@ -356,8 +365,65 @@ class _Quantizer:
             return [replace(node, inputs=inputs, **changes)]
         if isinstance(node, (AveragePool, Add, Concat)):
             return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
-        remedy = "keep the network float32 (--float), or remove it"
-        raise QuantizationError(f"{node.name}: no integer form of {type(node).__name__}; {remedy}")
+        raise AssertionError(f"{node.name}: {type(node).__name__} has an integer form that is not written")
+
+    def _stays_float(self, node: Node) -> bool:
+        """Besides islands: a softmax at the end, and what arranges its result."""
+        is_after = any(self.name_of[name] not in self.scale_of for name in node.inputs)
+        is_layer = isinstance(node, (Conv2d, Linear))
+        return node.name in self.floats or isinstance(node, Softmax) or (is_after and not is_layer)
+
+    def _as_float(self, name: str) -> str:
+        """The tensor of the new network that holds a float tensor in float32."""
+        tensor = self.name_of[name]
+        if tensor not in self.scale_of:
+            return tensor
+        if tensor not in self.dequantized:
+            scaled = Dequantize(
+                name=self._fresh(f"{tensor}.scaled"), inputs=(tensor,), scale=np.array([self.scale_of[tensor]])
+            )
+            self.nodes.append(scaled)
+            self.dequantized[tensor] = scaled.name
+        return self.dequantized[tensor]
+
+    def _as_integers(self, name: str) -> str:
+        """The tensor of the new network that holds a float tensor as integers."""
+        tensor = self.name_of[name]
+        if tensor in self.scale_of:
+            return tensor
+        if tensor not in self.quantized:
+            dtype, scale = self._island_type(name)
+            made = Quantize(name=self._fresh(f"{tensor}.quantized"), inputs=(tensor,), dtype=dtype, scale=scale)
+            self.nodes.append(made)
+            self.quantized[tensor], self.source_of[made.name] = made.name, name
+            self.scale_of[made.name], self.unsigned[made.name] = scale, dtype == "uint8"
+        return self.quantized[tensor]
+
+    def _fresh(self, name: str) -> str:
+        """A name that no tensor has."""
+        taken = {*self.graph.types, *self.quantized.values(), *self.dequantized.values()}
+        while name in taken:
+            name += "_"
+        return name
+
+    def _island_type(self, name: str) -> tuple[Literal["uint8", "int8"], float]:
+        """Type and scale of a float tensor that a layer reads."""
+        made_by = {node.name: node for node in self.graph.nodes}
+        source = made_by[name]
+        while source.name not in self.known.activations and isinstance(source, _PASSING):
+            source = made_by[source.inputs[0]]
+        known = self.known.activations.get(source.name)
+        if known is not None:
+            return known.dtype, known.scale
+        lowest, largest = self._range(name, name)
+        dtype: Literal["uint8", "int8"] = "uint8" if lowest >= 0 else "int8"
+        return dtype, max(largest, 1e-12) / _LARGEST[dtype]
+
+    def _range(self, name: str, owner: str) -> tuple[float, float]:
+        """What samples gave a float tensor. owner: who asks."""
+        if self.ranges is None:
+            raise QuantizationError(f"{owner}: the source has no scale for it; give samples to calibrate with")
+        return self.ranges[name]
 
     def _quantize_weights(self, node: Conv2d | Linear, inputs: Sequence[str], scale: float | None) -> Any:
         return quantize_weights(node, self.scale_of[inputs[0]], scale, self.known.weights.get(node.name))
@@ -388,10 +454,8 @@ class _Quantizer:
         if known:
             self.dropped |= relus if known[-1].dtype == "uint8" else set()
             return known[-1].dtype, known[-1].scale
-        if self.ranges is None:
-            raise QuantizationError(f"{node.name}: the source has no scale for it; give samples to calibrate with")
+        lowest, largest = self._range(chain[-1].name, node.name)
         self.dropped |= relus
-        lowest, largest = self.ranges[chain[-1].name]
         if isinstance(node, Input):
             unsigned = bool(relus) or lowest >= 0
         else:
@@ -414,26 +478,19 @@ class _Quantizer:
         return Requantization(*_nearest(ratio), dtype, scale)
 
     def _leaves_accumulators(self, node: Node) -> bool:
-        """Whether only the network's user, or a softmax, reads the node."""
-        return all(isinstance(reader, Softmax) for reader in self.graph.readers[node.name])
+        """Whether only the network's user, or float32, reads the node."""
+        readers = self.graph.readers[node.name]
+        return all(isinstance(reader, Softmax) or reader.name in self.floats for reader in readers)
 
     def _convert_last(self, node: Conv2d | Linear, inputs: tuple[str, ...]) -> list[Node]:
         weight, bias, unit = self._quantize_weights(node, inputs, None)
         layer = replace(node, inputs=inputs, weight=weight, bias=bias, packing=_packing_of(node))
         if self.integer_output and not self.graph.readers[node.name]:
             return [layer]
-        scaled = Dequantize(name=f"{node.name}.scaled", inputs=(node.name,), scale=unit)
+        scaled = Dequantize(name=self._fresh(f"{node.name}.scaled"), inputs=(node.name,), scale=unit)
         self._stands_for(scaled.name, node.name)
+        self.dequantized[node.name] = scaled.name
         return [layer, scaled]
-
-    def _convert_softmax(self, node: Softmax, source: str) -> list[Node]:
-        if source not in self.scale_of:
-            return [replace(node, inputs=(source,))]
-        scaled = self._dequantize(source)
-        return [scaled, replace(node, inputs=(scaled.name,))]
-
-    def _dequantize(self, name: str) -> Dequantize:
-        return Dequantize(name=f"{name}.scaled", inputs=(name,), scale=np.array([self.scale_of[name]]))
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

@@ -35,9 +35,11 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
@@ -72,11 +74,11 @@ def apply(node: Node, operands: list[Array]) -> Array:
 
 
 def quantize(x: Array, inv_scale: np.float32, dtype: str) -> Array:
-    """`clamp(rint(x * inv_scale))`: one float32 multiply, round half to even."""
+    """`clamp(rint(x * inv_scale))`: one float32 multiply, round half to even; NaN gives the least."""
     limits = np.iinfo(dtype)
     with np.errstate(over="ignore"):
         scaled = x.astype(np.float32) * inv_scale
-    return np.clip(np.rint(scaled), limits.min, limits.max).astype(dtype)
+    return np.asarray(np.fmin(np.fmax(np.rint(scaled), limits.min), limits.max).astype(dtype))
 
 
 def requantize(acc: Array, multiplier: Array, shift: Array, dtype: str) -> Array:
@@ -276,6 +278,11 @@ def dequantize(node: Dequantize, x: Array) -> Array:
     return (x.astype(np.float64) * node.scale).astype(np.float32)
 
 
+def quantize_within(node: Quantize, x: Array) -> Array:
+    """Integers, as the input's."""
+    return quantize(x, node.inv_scale, node.dtype)
+
+
 def softmax(node: Softmax, x: Array) -> Array:
     """Softmax over the last axis."""
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
@@ -297,6 +304,14 @@ def layer_norm(node: LayerNorm, x: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True, dtype=np.float64)
     variance = np.square(centred).mean(axis=-1, keepdims=True)
     return np.asarray(centred / np.sqrt(variance + node.epsilon) * node.scale + node.shift, np.float32)
+
+
+def local_response_norm(node: LocalResponseNorm, x: Array) -> Array:
+    """Each value over a power of the squares around it, in double and rounded once."""
+    exact, half = x.astype(np.float64), node.size // 2
+    padded = np.pad(np.square(exact), [(0, 0)] * (x.ndim - 1) + [(half, half)])
+    squares = np.lib.stride_tricks.sliding_window_view(padded, node.size, axis=-1).sum(axis=-1)
+    return np.asarray(exact / (node.bias + node.alpha / node.size * squares) ** node.beta, np.float32)
 
 
 def matmul(node: MatMul, a: Array, b: Array) -> Array:
@@ -326,6 +341,8 @@ _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
     Softmax: softmax,
     Gelu: gelu,
     LayerNorm: layer_norm,
+    LocalResponseNorm: local_response_norm,
     MatMul: matmul,
     Transpose: transpose,
+    Quantize: quantize_within,
 }

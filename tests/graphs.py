@@ -41,9 +41,11 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
@@ -155,12 +157,16 @@ class _Builder:
     def build(self, length: int | None) -> Graph:
         current = self._input()
         for _ in range(self.choices.randint(1, 8) if length is None else length):
-            source = self.choices.choice(list(self.types)[-3:]) if self._chance(0.25) else current
+            source = self.choices.choice(self._joints()[-3:]) if self._chance(0.25) else current
             current = self.choices.choice(self._possible(source))(source)
         current = self._tail(current)
         if current != self.nodes[-1].name:  # the output is the last node
             current = self._add(Reshape, current, shape=self.types[current].shape)
         return Graph(tuple(self.nodes), self.choices.choice(["NHWC", "NCHW"]))
+
+    def _joints(self) -> list[str]:
+        """Tensors that any operation may read: not those within an island of float32."""
+        return [name for name, kind in self.types.items() if kind.is_integer == self.integer]
 
     def _chance(self, probability: float) -> bool:
         return self.choices.random() >= 1 - probability  # shrinks to False
@@ -191,10 +197,12 @@ class _Builder:
             steps += [self._linear] * 4
         if self.integer or self._is_exact(source):
             steps += [self._kwta] * 3
-        if not self.integer:
+        if self.integer:
+            steps += [self._island]
+        else:
             steps += [self._affine, self._gelu]
             # Where the largest values cancel out, rounding errors of their size would remain: none have been made yet.
-            steps += [self._layer_norm] if self._is_exact(source) else []
+            steps += [self._layer_norm, self._local_response_norm] if self._is_exact(source) else []
             steps += [self._matmul] if self._is_exact(source) and len(kind.shape) == 3 else []
         return steps
 
@@ -291,6 +299,27 @@ class _Builder:
         scale, shift = self.rng.standard_normal((2, channels)).astype(np.float32)
         return self._add(LayerNorm, source, scale=scale, shift=shift, epsilon=self.choices.choice([1e-5, 1e-3]))
 
+    def _local_response_norm(self, source: str) -> str:
+        size = self.choices.choice([1, 3, 5, 9])
+        alpha, beta = self.choices.choice([1e-4, 0.02]), self.choices.choice([0.5, 0.75, 1.3])
+        return self._add(
+            LocalResponseNorm, source, size=size, alpha=alpha, beta=beta, bias=self.choices.choice([1.0, 2.0])
+        )
+
+    def _island(self, source: str) -> str:
+        """float32 within an integer network, where every operation is exact."""
+        inside = self._dequantize(source)
+        if self._chance(0.5):
+            inside = self.choices.choice([self._relu, self._reshape])(inside)
+        dtype, peak = self._dtype(), float(np.abs(self.samples[inside]).max()) or 1.0
+        scale = peak / np.iinfo(dtype).max * self.rng.uniform(0.7, 3.0)
+        return self._add(Quantize, inside, dtype=dtype, scale=scale)
+
+    def _dequantize(self, source: str) -> str:
+        kind = self.types[source]
+        scale = self.rng.uniform(0.2, 5.0, kind.channels if self._chance(0.5) else 1) / self._peak(source)
+        return self._add(Dequantize, source, scale=scale)
+
     def _matmul(self, source: str) -> str:
         """The source times itself, or times a layer of it; as in attention."""
         height, width, channels = self.types[source].shape
@@ -333,8 +362,8 @@ class _Builder:
             self.choices.choice([self._relu, self._sideways])(source)
         alike = [
             name
-            for name, kind in self.types.items()
-            if (kind.shape == shape if joins is Add else kind.shape[:-1] == shape[:-1])
+            for name in self._joints()
+            if (self.types[name].shape == shape if joins is Add else self.types[name].shape[:-1] == shape[:-1])
         ]
         if joins is Add:
             others = [self.choices.choice(alike[-2:])]
@@ -383,10 +412,7 @@ class _Builder:
             current = self._append(replace(last, requantization=None))
         if self._chance(0.3):
             return current
-        kind = self.types[current]
-        spread = np.abs(self.samples[current].reshape(-1, kind.channels).astype(np.float64)).max()
-        scale = self.rng.uniform(0.2, 5.0, kind.channels if self._chance(0.5) else 1) / max(1.0, spread)
-        current = self._add(Dequantize, current, scale=scale)
+        current = self._dequantize(current)
         return self._add(Softmax, current) if self._chance(0.5) else current
 
     def _softmax(self, source: str) -> str:
@@ -503,7 +529,7 @@ class _Builder:
             a, b = node.inputs
             grid = self.grid[a] * self.grid[b]
             bound = self.bound[a] * self.bound[b] * self.types[a].channels
-        elif isinstance(node, (AveragePool, Gelu, LayerNorm, Softmax)):
+        elif isinstance(node, (AveragePool, Gelu, LayerNorm, LocalResponseNorm, Softmax)):
             grid = 2.0**-149
         self.grid[node.name], self.bound[node.name] = grid, bound
 

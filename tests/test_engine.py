@@ -243,15 +243,15 @@ def test_relu_on_signed_values() -> None:
 
 
 def test_kernels_can_be_named(path: Path) -> None:
-    engine = Engine.load(path, backend="cpp", kernels={"linear": "linear_dot"})
+    engine = Engine.load(path, backend="cpp", kernels={"linear": "dense"})
     chosen = {row.name: row for row in engine.plan()}["linear"]
-    assert (chosen.kernel, chosen.mode, chosen.measured) == ("linear_dot", "dense", ())
+    assert (chosen.kernel, chosen.mode, chosen.measured) == ("dense", "dense", ())
     x = np.random.default_rng(0).random((2, *engine.input_shape), np.float32)
     np.testing.assert_array_equal(engine.run(x), Engine.load(path, backend="reference").run(x))
 
 
 def test_impossible_kernels_are_refused(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'conv_tiles' cannot run this layer here; expected one of .*linear_dot"):
+    with pytest.raises(ValueError, match=r"'conv_tiles' cannot run this layer here; expected one of dense, .*packed"):
         Engine.load(path, backend="cpp", kernels={"linear": "conv_tiles"})
     with pytest.raises(ValueError, match=r"kernels are given for nothing; the layers are conv, linear"):
         Engine.load(path, backend="cpp", kernels={"nothing": "dense"})

@@ -1,31 +1,47 @@
-"""Files of format version 1.0, stored when it was frozen: they stay readable, and compute what they did.
+"""Files of format versions 1.0 and 1.1, stored when these were frozen: they stay readable, and compute what they did.
 
-`data/make_format_1.py` made them.
+`data/make_format_1.py` and `data/make_format_1_1.py` made them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graphs import assert_matches
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from csengine import Engine, container
-from csengine.graph import OPERATIONS, Conv2d, Graph, Linear
+from csengine.graph import (
+    OPERATIONS,
+    Conv2d,
+    Gelu,
+    Graph,
+    Input,
+    LayerNorm,
+    Linear,
+    LocalResponseNorm,
+    MatMul,
+    Quantize,
+    Transpose,
+)
 from csengine.packing import PackedMatrix
 
-DATA = Path(__file__).parent / "data" / "format-1"
+DATA = Path(__file__).parent / "data"
 #: Name and the first digits of the file's SHA-256: stored files never change.
 STORED = {
-    "residual": "1c64a9708544c334",
-    "branches": "7f6e6ffaca1f11c7",
-    "pools": "26dc9fa9e2db0c60",
-    "float": "0a455b0b84832017",
-    "float-winners": "8dbedaf51a99eb64",
-    "pipeline": "f68454c744fd483e",
+    "format-1/residual": "1c64a9708544c334",
+    "format-1/branches": "7f6e6ffaca1f11c7",
+    "format-1/pools": "26dc9fa9e2db0c60",
+    "format-1/float": "0a455b0b84832017",
+    "format-1/float-winners": "8dbedaf51a99eb64",
+    "format-1/pipeline": "f68454c744fd483e",
+    "format-1.1/sequence": "cf45d3220e491701",
+    "format-1.1/island": "67cd56d43b893b44",
 }
 #: Operations of version 1.0.
 FROZEN = (
@@ -34,8 +50,8 @@ FROZEN = (
 )
 
 
-def _graphs() -> dict[str, Graph]:
-    return {name: container.load(DATA / f"{name}.safetensors").graph for name in STORED}
+def _graphs(version: str) -> list[Graph]:
+    return [container.load(DATA / f"{name}.safetensors").graph for name in STORED if Path(name).parent.name == version]
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -50,15 +66,12 @@ def test_stored_files_compute_what_they_did(name: str, backend: str) -> None:
     model = container.load(DATA / f"{name}.safetensors")
     stored = load_file(DATA / f"{name}.results.safetensors")
     engine = Engine(model, backend=backend)
-    x, is_image = stored["x"], len(model.graph.input.shape) == 3
-    got = engine.run(x.transpose(0, 3, 1, 2) if is_image and model.graph.layout == "NCHW" else x)
-    if model.graph.layout == "NCHW" and got.ndim == 4:
-        got = got.transpose(0, 2, 3, 1)
-    assert_matches(model.graph, model.graph.output.name, got, stored["y"])
+    got = engine.run(model.graph.to_caller(stored["x"]))
+    assert_matches(model.graph, model.graph.output.name, got, model.graph.to_caller(stored["y"]))
 
 
-def test_stored_files_hold_all_that_version_1_has() -> None:
-    graphs = _graphs().values()
+def test_stored_files_hold_all_that_version_1_0_has() -> None:
+    graphs = _graphs("format-1")
     nodes = [node for graph in graphs for node in graph.nodes]
     assert {OPERATIONS[name] for name in FROZEN} == {type(node) for node in nodes}
     assert {graph.layout for graph in graphs} == {"NHWC", "NCHW"}
@@ -73,13 +86,51 @@ def test_stored_files_hold_all_that_version_1_has() -> None:
 
 @pytest.mark.parametrize("name", STORED)
 def test_what_is_written_now_is_the_same_file(name: str, tmp_path: Path) -> None:
-    """As long as the writer's minor version is 0: nothing in a file of 1.0 is written in another way."""
+    """Also where it needs nothing newer than 1.0."""
     path = tmp_path / "again.safetensors"
     container.save(container.load(DATA / f"{name}.safetensors"), path)
     assert path.read_bytes() == (DATA / f"{name}.safetensors").read_bytes()
 
 
-def test_the_shipped_models_are_of_this_version() -> None:
+def test_the_shipped_models_are_of_version_1_0() -> None:
     for path in sorted((Path(container.__file__).parent / "models").glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            assert f'"version":{list(container.VERSION)}'.replace(" ", "") in file.metadata()["csengine"], path
+        assert version_of(path) == [1, 0], path
+
+
+NORM = LocalResponseNorm(name="y", inputs=("x",), size=3)
+NEWER = {
+    "local_response_norm": (NORM,),
+    "quantize": (NORM, Quantize(name="z", inputs=("y",), dtype="int8", scale=1.0)),
+    "gelu": (Gelu(name="y", inputs=("x",)),),
+    "matmul": (MatMul(name="y", inputs=("x", "x")),),
+    "transpose": (Transpose(name="y", inputs=("x",), axes=(1, 2, 0)),),
+    "layer_norm": (LayerNorm(name="y", inputs=("x",), scale=np.ones(3, np.float32), shift=np.ones(3, np.float32)),),
+}
+
+
+@pytest.mark.parametrize("name", [*NEWER, "NWC"])
+def test_what_is_newer_than_version_1_0_says_so(name: str, tmp_path: Path) -> None:
+    source = Input(name="x", inputs=(), shape=(1, 3, 3))
+    graph = Graph((source, *NEWER.get(name, ())), "NWC" if name == "NWC" else "NHWC")
+    container.save(container.Model(graph), tmp_path / "model")
+    assert version_of(tmp_path / "model") == [1, 1]
+    loaded = container.load(tmp_path / "model").graph
+    assert (loaded.types, loaded.layout) == (graph.types, graph.layout)
+    for node, kept in zip(graph.nodes, loaded.nodes, strict=True):
+        assert repr(kept) == repr(node)
+
+
+def test_stored_files_hold_all_that_version_1_1_adds() -> None:
+    graphs = _graphs("format-1.1")
+    assert {OPERATIONS[name] for name in NEWER} <= {type(node) for graph in graphs for node in graph.nodes}
+    assert "NWC" in {graph.layout for graph in graphs}
+
+
+def version_of(path: Path) -> list[int]:
+    with safe_open(path, framework="numpy") as file:
+        found: list[int] = json.loads(file.metadata()["csengine"])["version"]
+    return found
+
+
+def test_every_operation_is_of_some_version() -> None:
+    assert set(OPERATIONS) == {*FROZEN, *NEWER}

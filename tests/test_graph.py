@@ -29,9 +29,11 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
@@ -583,6 +585,35 @@ def test_refuses_transformer_operations_that_do_not_fit() -> None:
     refuse("expected .H, W, C. of both", FLOATS, MatMul(name="y", inputs=("x", "x")))
     refuse("expected each of 0, 1, 2", IMAGE, Transpose(name="y", inputs=("x",), axes=(0, 1, 1)))
     refuse("expected .H, W, C", VECTOR, Transpose(name="y", inputs=("x",), axes=(0, 1, 2)))
+
+
+def test_a_quantization_leads_back_to_integers() -> None:
+    back = Quantize(name="y", inputs=("x",), dtype="int8", scale=0.25)
+    assert result_type(FLOAT_IMAGE, back) == TensorType((6, 5, 4), "int8", 0.25)
+    refuse("reads uint8; expected float32", IMAGE, back)
+    refuse("quantizes to 'int32'", FLOATS, Quantize(name="y", inputs=("x",), dtype="int32", scale=1.0))  # type: ignore[arg-type]
+    refuse("has scale 0.0", FLOATS, Quantize(name="y", inputs=("x",), dtype="int8", scale=0.0))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"size": 2}, "sums over 2 channels; expected an odd number"),
+        ({"size": 0}, "sums over 0 channels"),
+        ({"size": 2**15 + 1}, "below 32768"),
+        ({"size": 3, "alpha": -1.0}, "alpha -1.0"),
+        ({"size": 3, "beta": 5.0}, "beta 5.0"),
+        ({"size": 3, "bias": 0.0}, "bias 0.0"),
+    ],
+)
+def test_refuses_a_local_response_normalization_out_of_range(attributes: dict[str, Any], reason: str) -> None:
+    refuse(reason, FLOAT_IMAGE, LocalResponseNorm(name="y", inputs=("x",), **attributes))
+
+
+def test_local_response_normalization_is_float32() -> None:
+    norm = LocalResponseNorm(name="y", inputs=("x",), size=5)
+    assert result_type(FLOAT_IMAGE, norm) == TensorType((6, 5, 4), "float32")
+    refuse("local response normalization is float32", IMAGE, norm)
 
 
 def test_sequences_are_images_of_height_1() -> None:

@@ -97,8 +97,11 @@ OPERATIONS = {
     "turned": (node("Transpose", "x", perm=[0, 1, 3, 2]), {}),
     "softmax_of_rows": (node("Softmax", "x", axis=3), {}),
     "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
+    "product_from_left": (node("MatMul", "w", "x"), {"w": weights(5, 9)}),
     "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
+    "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
+    "local_response_norm_of_defaults": (node("LRN", "x", size=5), {}),
 }
 
 
@@ -123,7 +126,9 @@ def test_a_channel_shuffle_becomes_a_sparse_convolution() -> None:
     assert_same(model_of(nodes, {"a": np.int64([1, 2, 3, 9, 8]), "b": np.int64([1, 6, 9, 8])}))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v2"])
+@pytest.mark.parametrize(
+    "name", ["squeezenet", "resnet50", "shufflenet", "densenet121", "inception_v1", "inception_v2"]
+)
 def test_a_whole_network(name: str) -> None:
     model = light(name)
     imported = read(model)
@@ -148,13 +153,16 @@ def test_mobilenet_v2_of_the_transformers_package() -> None:
 
 
 def test_everything_unsupported_is_listed() -> None:
-    nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=3)]
+    nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=4)]
     with pytest.raises(UnsupportedModelError) as error:
         read(model_of([*nodes, node("Mul", "a", "b")], {}))
     assert "gate (Sigmoid): has no counterpart; retrain with Relu" in str(error.value)
-    assert "b (LRN): has no counterpart; retrain without it" in str(error.value)
+    assert "b (LRN): b: sums over 4 channels; expected an odd number" in str(error.value)
 
 
+BRANCH = helper.make_graph(
+    [helper.make_node("Relu", ["x"], ["t"])], "b", [], [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)]
+)
 TOP = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=1)
 TOP_OF_ROWS = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=2)
 PADS = {"p": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
@@ -186,6 +194,17 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([helper.make_node("TopK", ["x", "k"], ["y", "i"], axis=1, largest=0)], TWO, "largest"),
     ([TOP, node("ScatterElements", "x", "indices", "values", axis=1)], TWO, "into zeros"),
     (
+        [TOP, node("ScatterElements", "z", "indices", "values", axis=2)],
+        {**TWO, "z": np.zeros((1, 6, 9, 8), np.float32)},
+        "along another axis than the TopK",
+    ),
+    (
+        [TOP, helper.make_node("Gather", ["values", "i"], ["v"], axis=1), node("Less", "x", "v")],
+        {**TWO, "i": np.int64(-1)},
+        "put it back with Unsqueeze",
+    ),
+    ([TOP, node("GatherElements", "x", "indices", axis=3)], TWO, "along its axis"),
+    (
         [TOP_OF_ROWS, node("ScatterElements", "z", "indices", "values", axis=2)],
         {**TWO, "z": np.zeros((1, 6, 9, 8), np.float32)},
         "only channels or whole samples compete",
@@ -201,6 +220,20 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
         "a scale of 0.0; expected above 0",
     ),
     ([node("Shape", "x")], {}, "does not depend on the input"),
+    ([node("Gather", "x", "i", axis=1)], {"i": np.int64([1, 1])}, "expected every place once at most"),
+    ([node("Gather", "x", "i", axis=1)], {"i": np.int64([7])}, "some of which are not there"),
+    ([node("MatMul", "x", "w")], {"w": weights(7, 5)}, "by a matrix of 7 x 5, which does not fit"),
+    ([node("MatMul", "w", "x")], {"w": weights(5, 7)}, "by a matrix of 7 x 5, which does not fit"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 5, 3, 3)}, "kernels of 45 inputs; expected 54"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 6, 12, 12)}, "larger than its padded input"),
+    ([node("Transpose", "x", perm=[0, 1])], {}, "does not fit what it reads"),
+    ([node("Concat", "x", "x", axis=7)], {}, "along the batch axis|does not fit"),
+    ([node("Mul", "x", "c")], {"c": weights(5, 1, 1)}, "a constant of shape"),
+    ([node("Mul", "x", "c")], {"c": np.full((6, 1, 1), np.nan, np.float32)}, "not finite"),
+    ([node("If", "c", then_branch=BRANCH, else_branch=BRANCH)], {"c": np.bool_(True)}, "memory or branches"),
+    ([node("Einsum", "x", "x", equation="bchw,bchw->bchw")], {}, "has no counterpart; replace it by"),
+    ([node("HardSwish", "x")], {}, "retrain with Relu or Clip"),
+    ([node("Resize", "x", "", "s")], {"s": np.float32([1, 1, 2, 2])}, "without upsampling"),
 ]
 
 
@@ -251,6 +284,21 @@ def test_a_broken_file_is_refused(kind: str, tmp_path: Path, capsys: pytest.Capt
         load(path)
     assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--float"]) == 2
     assert "not a valid ONNX model" in capsys.readouterr().err
+
+
+def test_a_model_that_onnx_runtime_refuses_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(model_of([node("DequantizeLinear", "x", "s")], {"s": np.float32(1)}), tmp_path / "m.onnx", 6, 9, 8)
+    assert main(["convert", path, "-o", str(tmp_path / "out"), "--float"]) == 2
+    assert "ONNX Runtime cannot run the model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_is_squeezed_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = helper.make_node("GlobalAveragePool", ["x"], ["p"])
+    path = saved(model_of([pool, node("Squeeze", "p")], {}), tmp_path / "m.onnx")
+    assert main(["convert", path, "-o", str(tmp_path / "out"), "--float"]) == 0
+    assert main(["compare", path, str(tmp_path / "out"), "--batch", "3"]) == 0
+    capsys.readouterr()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -304,18 +352,20 @@ CHAINS = {
 }
 
 
+CHAIN_CONSTANTS = {
+    "pads": IMAGE_PADS,
+    "low": np.float32(-np.inf),
+    "c": weights(6, 1, 1) + 2,
+    "w": weights(4, 6, 3, 3),
+    "axes": np.int64([2, 3]),
+}
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain(name: str) -> None:
-    constants = {
-        "pads": IMAGE_PADS,
-        "low": np.float32(-np.inf),
-        "c": weights(6, 1, 1) + 2,
-        "w": weights(4, 6, 3, 3),
-        "axes": np.int64([2, 3]),
-    }
     nodes = CHAINS[name]
     read_names = {item for made in nodes for item in made.input}
-    assert_same(model_of(nodes, {key: value for key, value in constants.items() if key in read_names}))
+    assert_same(model_of(nodes, {key: value for key, value in CHAIN_CONSTANTS.items() if key in read_names}))
 
 
 def test_padding_costs_nothing_where_a_window_reads_it() -> None:
@@ -359,6 +409,13 @@ WINNERS = {
         ZEROS,
         helper.make_node("ScatterElements", ["zeros", "indices", "ones"], ["mask"], axis=1),
         node("Mul", "x", "mask"),
+    ],
+    "least_by_number": [
+        *top(),
+        helper.make_node("Gather", ["values", "last"], ["v"], axis=1),
+        helper.make_node("Unsqueeze", ["v", "one"], ["least"]),
+        helper.make_node("Less", ["x", "least"], ["m"]),
+        node("Where", "m", "zero", "x"),
     ],
     "where_less": [*top(), LEAST, helper.make_node("Less", ["x", "least"], ["m"]), node("Where", "m", "zero", "x")],
     "where_greater_or_equal": [
@@ -404,18 +461,22 @@ WINNERS = {
 }
 
 
+WINNER_CONSTANTS = {
+    "extents": np.int64([1, 6, 9, 8]),
+    "ones": np.ones((1, 3, 9, 8), np.float32),
+    "minus": np.int64([-1]),
+    "last": np.int64(-1),
+    "one": np.int64([1]),
+    "end": np.int64([99]),
+    "boost": np.float32(np.arange(1, 7).reshape(6, 1, 1)),
+}
+
+
 @pytest.mark.parametrize("name", WINNERS)
 def test_k_winners(name: str) -> None:
-    constants = {
-        "extents": np.int64([1, 6, 9, 8]),
-        "ones": np.ones((1, 3, 9, 8), np.float32),
-        "minus": np.int64([-1]),
-        "end": np.int64([99]),
-        "boost": np.float32(np.arange(1, 7).reshape(6, 1, 1)),
-    }
     nodes = WINNERS[name]
     read_names = {item for made in nodes for item in made.input}
-    model = model_of(nodes, {key: value for key, value in constants.items() if key in read_names})
+    model = model_of(nodes, {key: value for key, value in WINNER_CONSTANTS.items() if key in read_names})
     assert_same(model)
     winners = read(model).graph.output
     assert isinstance(winners, KWTA)

@@ -19,6 +19,7 @@ from csengine.convert import convert, pack_graph  # noqa: E402
 from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
+from csengine.quantization import relative_error  # noqa: E402
 from csengine.torch import KWinners, attach_mask, random_mask  # noqa: E402
 
 
@@ -72,6 +73,23 @@ def test_global_average_pooling_and_image_outputs() -> None:
     assert_same(module, load(module, (2, 9, 7)), 2, 9, 7)
     module = nn.Sequential(nn.Conv2d(2, 5, (1, 3), stride=(2, 1))).eval()
     assert_same(module, load(module, (2, 9, 7)), 2, 9, 7)
+
+
+def test_local_response_normalization() -> None:
+    network = settle(nn.Sequential(nn.Conv2d(3, 7, 3), nn.LocalResponseNorm(3, 0.5, 0.6, 2.0)), 3, 6, 5)
+    assert_same(network, load(network, (3, 6, 5)), 3, 6, 5)
+
+
+def test_a_network_with_local_response_normalization_is_quantized() -> None:
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.LocalResponseNorm(5, 0.1), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3)]
+    network = settle(nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)), 3, 12, 12)
+    graph, x = load(network, (3, 12, 12)), np.random.default_rng(0).standard_normal((32, 12, 12, 3), np.float32)
+    model, _ = convert(graph, x)
+    assert relative_error(reference.run(model.graph, x), reference.run(graph, x)) < 0.02
+    for backend in ("cpp", "numba"):
+        got = Engine(model, backend=backend).run(x.transpose(0, 3, 1, 2))  # type: ignore[arg-type]
+        expected = reference.run(model.graph, x)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 * np.abs(expected).max())
 
 
 def test_vectors() -> None:
@@ -245,7 +263,50 @@ def test_a_graph_that_computes_something_else_is_refused() -> None:
     assert load(InPlace(), (6,), check=False).output_type.shape == (6,)
 
 
-def test_what_cannot_be_traced_says_so() -> None:
+def test_what_fx_cannot_trace_goes_through_onnx() -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+
+    class AsksForShapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = winners_network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[-1] != 6:
+                raise ValueError("expected images of 6 columns")
+            return self.network(x) if x.ndim == 4 else x
+
+    network = AsksForShapes()
+    network.network.cnn1_kwinner.set_boost_strength(1.0)
+    settle(network, 1, 6, 6)
+    graph = load(network, (1, 6, 6))
+    assert {node.scope for node in graph.nodes if isinstance(node, KWTA)} == {"local", "global"}
+    assert_same(network, graph, 1, 6, 6)
+
+
+def test_functions_that_only_onnx_knows_go_through_it() -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+
+    class OwnWinners(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            least = x.topk(3, dim=1).values[:, -1].unsqueeze(1)
+            return torch.where(x < least, torch.zeros_like(x), x)
+
+    class OwnActivation(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.erfinv(x)
+
+    network = settle(nn.Sequential(nn.Conv2d(3, 16, 3), OwnWinners(), nn.Conv2d(16, 4, 1)), 3, 6, 5)
+    graph = load(network, (3, 6, 5))
+    assert [node.k for node in graph.nodes if isinstance(node, KWTA)] == [3]
+    assert_same(network, graph, 3, 6, 5)
+    with pytest.raises(UnsupportedModelError, match=r"erfinv \(erfinv\): has no counterpart; known are .* add"):
+        load(OwnActivation(), (6,))
+
+
+def test_what_cannot_be_followed_says_so() -> None:
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+
     class Branches(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
@@ -254,7 +315,8 @@ def test_what_cannot_be_traced_says_so() -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
 
-    with pytest.raises(UnsupportedModelError, match=r"cannot trace the module .* export it to ONNX"):
+    reason = r"fx cannot trace the module .* torch.export cannot follow it .* control flow must not depend on data"
+    with pytest.raises(UnsupportedModelError, match=reason):
         load(Branches(), (6,))
     with pytest.raises(UnsupportedModelError, match="is a second input"):
         load(TwoInputs(), (6,))

@@ -17,13 +17,15 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from csengine import Engine, UnsupportedModelError  # noqa: E402
+from csengine import Engine, UnsupportedModelError, reference  # noqa: E402
+from csengine.cli import main  # noqa: E402
 from csengine.convert import convert  # noqa: E402
-from csengine.graph import KWTA, Conv2d, Gelu, Linear, MatMul  # noqa: E402
+from csengine.graph import KWTA, Conv2d, Gelu, LayerNorm, Linear, MatMul  # noqa: E402
 from csengine.importers import onnx as onnx_importer  # noqa: E402
 from csengine.importers.check import check  # noqa: E402
 from csengine.importers.torch import load  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
+from csengine.quantization import relative_error  # noqa: E402
 from csengine.torch import KWinners, prune  # noqa: E402
 
 POSITIONS, CHANNELS, HEADS = 10, 32, 4
@@ -127,6 +129,38 @@ def test_an_export(name: str, opset: int, tmp_path: Path) -> None:
     assert any(isinstance(node, MatMul) for node in imported.graph.nodes)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("backend", ["cpp", "numba"])
+def test_layers_become_integer_and_the_rest_stays_float32(name: str, backend: Any) -> None:
+    graph = load(network(name), (POSITIONS, CHANNELS))
+    samples, x = (RNG.standard_normal((n, POSITIONS, CHANNELS), np.float32) for n in (64, 16))
+    model, errors = convert(graph, graph.from_caller(samples))
+    for node in model.graph.nodes:
+        is_layer = isinstance(node, (Conv2d, Linear))
+        assert not is_layer or all(kind.is_integer for kind in model.graph.input_types(node))
+        if isinstance(node, (Gelu, LayerNorm, MatMul)):
+            assert model.graph.types[node.name].dtype == "float32"
+    assert np.median([error.relative_error for error in errors]) < 0.02
+    expected = model.graph.to_caller(reference.run(model.graph, graph.from_caller(x)))
+    exact = graph.to_caller(reference.run(graph, graph.from_caller(x)))
+    assert relative_error(expected, exact) < 0.05
+    got = Engine(model, backend=backend).run(x)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+def test_the_command_quantizes_an_encoder_and_compares_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(exported(network("gelu, norm first"), torch.randn(1, POSITIONS, CHANNELS)), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", RNG.standard_normal((64, POSITIONS, CHANNELS), np.float32))
+    source, packed, samples = (str(tmp_path / name) for name in ("m.onnx", "m.safetensors", "x.npy"))
+    assert main(["convert", source, "-o", packed, "--calibrate", samples]) == 0
+    assert "calibrated" in capsys.readouterr().out
+    assert main(["compare", source, packed, "--input", samples, "--batch", "8"]) == 0
+    assert main(["compare", packed, "--backend", "cpp,reference", "--input", samples]) == 0
+    assert main(["info", packed]) == 0
+    assert main(["bench", packed, "--runs", "5"]) == 0
+    assert "quantize" in capsys.readouterr().out
+
+
 def test_the_feed_forward_blocks_are_pruned_and_packed_like_any_layer() -> None:
     module = network("k-winners")
     prune(module, 0.75, block=(4, 16), keep=("project", "out"))
@@ -205,3 +239,45 @@ def test_a_batch_that_moves_has_to_be_one() -> None:
     check(sequence(nodes, {}), imported, RNG.standard_normal((1, 1, POSITIONS, CHANNELS), np.float32)).raise_if_far(0)
     with pytest.raises(UnsupportedModelError, match="export a batch of one"):
         onnx_importer.read(sequence(nodes, {}, 2))
+
+
+# --- k-winners as PyTorch exports them -------------------------------------------------------------------------------
+
+#: What feeds the winners, how many of how many compete in a sample, and the shape of one.
+EXPORTED: dict[str, tuple[Any, int, tuple[int, ...]]] = {
+    "image": (lambda: nn.Conv2d(3, 16, 3, padding=1), 16, (3, 6, 5)),
+    "vector": (lambda: nn.Linear(20, 32), 32, (20,)),
+    "flattened image": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten()), 120, (3, 6, 5)),
+    "sequence": (lambda: nn.Linear(12, 32), 32, (7, 12)),
+}
+
+
+@pytest.mark.parametrize("boosting", ["none", "ended", "strong"])
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("source", EXPORTED)
+def test_exported_k_winners(source: str, scope: Any, boosting: str) -> None:
+    """As `torch.onnx.export` writes `KWinners` by default, with duty cycles that rank or no longer do."""
+    torch.manual_seed(0)
+    build, units, shape = EXPORTED[source]
+    winners = KWinners(5, scope, units=None if boosting == "none" else units)
+    winners.duty_cycle.uniform_(0, 0.5)
+    if boosting == "strong":
+        winners.set_boost_strength(2.0)
+    module = nn.Sequential(build(), winners).eval()
+    imported = onnx_importer.read(exported(module, torch.randn(1, *shape)))
+    (made,) = (node for node in imported.graph.nodes if isinstance(node, KWTA))
+    assert made.k == 5
+    assert made.scope == (scope if len(shape) > 1 and source != "flattened image" else "global")
+    assert (made.factor is not None) == (boosting == "strong")
+    x = RNG.standard_normal((4, *shape), np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x)).numpy()
+    got = imported.graph.to_caller(reference.run(imported.graph, imported.graph.from_caller(x)))
+    assert np.array_equal(got != 0, expected != 0)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def exported(module: nn.Module, x: Tensor) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own
+        return torch.onnx.export(module, (x,), dynamo=True, verbose=False).model_proto

@@ -17,6 +17,7 @@ from csengine.backends import cpp
 from csengine.graph import (
     KWTA,
     Add,
+    Affine,
     AveragePool,
     Clip,
     Concat,
@@ -27,15 +28,18 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Transpose,
 )
 from csengine.packing import pack
 
+_ROUNDED = (Conv2d, Gelu, LayerNorm, Linear, LocalResponseNorm, MatMul)  # of float32, in some order
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
 MODES = ("dense", "sparse-dense", "sparse-sparse")
 LAYER_KERNELS = [
@@ -127,7 +131,7 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
 
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
     """The same values; after float32 sums, to 1e-5 of the layer's scale."""
-    has_sums = any(isinstance(node, (Conv2d, Gelu, LayerNorm, Linear, MatMul)) for node in graph.nodes)
+    has_sums = any(isinstance(node, _ROUNDED) for node in graph.nodes)
     if has_sums and expected.dtype == np.float32:
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=0), err_msg=kernels)
     else:
@@ -373,10 +377,15 @@ def integers(name: str, shape: tuple[int, ...], dtype: str) -> Input:
     return Input(name=name, inputs=(), shape=shape, dtype=dtype, scale=1.0)  # type: ignore[arg-type]
 
 
-def test_ends_of_vectors_reach_the_vector_kernels() -> None:
+VECTORS = {"avx2": {"max", "add"}, "avx512": {"relu", "max", "mean", "add"}}
+"""What has vector kernels, by tier."""
+
+
+@pytest.mark.parametrize("tier", VECTORS)
+def test_ends_of_vectors_reach_the_vector_kernels(tier: str) -> None:
     """What follows would be no test of kernels that the planner does not choose."""
-    if "avx512" not in TIERS:
-        pytest.skip("this processor does not run avx512")
+    if tier not in TIERS:
+        pytest.skip(f"this processor does not run {tier}")
     source = integers("x", (4, 4, 17), "int8")
     scaling = Requantization(np.array([40000], np.uint16), np.array([18], np.uint8), "int8", 1.0)
     pair = Requantization(np.array([40000, 3], np.uint16), np.array([17], np.uint8), "uint8", 1.0)
@@ -387,14 +396,21 @@ def test_ends_of_vectors_reach_the_vector_kernels() -> None:
         AveragePool(name="mean", inputs=("max",), kernel=(2, 2), stride=(1, 1), requantization=scaling),
         Add(name="add", inputs=("mean", "mean"), requantization=pair),
     )
-    choices = cpp.compile(Graph(nodes), "auto", 1, tier="avx512", measure=False).choices()
-    names = {name: (choice.kernel, choice.tier) for name, choice in choices.items() if name != "x"}
-    assert names == {
-        "relu": ("relu_vector", "avx512"),
-        "max": ("pool_vector", "avx512"),
-        "mean": ("pool_vector", "avx512"),
-        "add": ("add_vector", "avx512"),
-    }
+    choices = cpp.compile(Graph(nodes), "auto", 1, tier=tier, measure=False).choices()
+    names = {"relu": "relu", "max": "pool", "mean": "pool", "add": "add"}
+    for node, name in names.items():
+        expected = (f"{name}_vector", tier) if node in VECTORS[tier] else (name, "scalar")
+        assert (choices[node].kernel, choices[node].tier) == expected
+
+
+def test_additions_take_the_vectors_that_hold_their_sums() -> None:
+    """From a shift by 10 on; results 64 times as fine as their terms, or finer, are left to plain code."""
+    for tier, shift in itertools.product(("avx2", "avx512"), (9, 10)):
+        if tier in TIERS:
+            pair = Requantization(np.array([40000, 3], np.uint16), np.array([shift], np.uint8), "uint8", 1.0)
+            nodes = (integers("x", (40,), "int8"), Add(name="y", inputs=("x", "x"), requantization=pair))
+            choice = cpp.compile(Graph(nodes), "auto", 1, tier=tier, measure=False).choices()["y"]
+            assert (choice.kernel, choice.tier) == (("add", "scalar") if shift < 10 else ("add_vector", tier))
 
 
 @pytest.mark.parametrize(("tier", "lanes"), [("avx2", 8), ("avx512", 16)])
@@ -411,13 +427,12 @@ def test_layers_reach_the_kernels_of_their_tier(tier: str, lanes: int, dtype: An
             layer = Conv2d(name="y", inputs=("x",), weight=weight, kernel=(3, 3))
             choice = cpp.compile(Graph((source, layer)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
             form = kind if mode == "sparse-dense" else ""
-            if mode != "sparse-sparse":
-                assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}", tier)
+            selects = "_select" if mode == "sparse-sparse" else ""
+            assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}{selects}", tier)
             source = Input(name="x", inputs=(), shape=(72,), dtype=dtype, scale=scale)
             linear = Linear(name="y", inputs=("x",), weight=weight)
             choice = cpp.compile(Graph((source, linear)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
             form = "" if mode == "dense" else kind
-            selects = "_select" if mode == "sparse-sparse" else ""
             assert (choice.kernel, choice.tier) == (f"linear{form}_lanes{lanes}{selects}", tier)
 
 
@@ -442,7 +457,7 @@ def test_addition_and_concatenation(channels: int) -> None:
     positive = Relu(name="positive", inputs=("x",))
     to_unsigned = Requantization(np.array([65535], np.uint16), np.array([15], np.uint8), "uint8", 1.0)
     other = AveragePool(name="other", inputs=("x",), kernel=(1, 1), stride=(1, 1), requantization=to_unsigned)
-    for shift, dtype in itertools.product((1, 8, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
+    for shift, dtype in itertools.product((1, 9, 10, 11, 15, 16, 17, 25, 26, 31, 32, 47), ("uint8", "int8")):
         for multipliers in ((65535, 65535), (32768, 65535), (1, 65535), (32768, 0), (40001, 32767)):
             pair = Requantization(np.array(multipliers, np.uint16), np.array([shift], np.uint8), dtype, 1.0)  # type: ignore[arg-type]
             check((source, other, Add(name="y", inputs=("x", "other"), requantization=pair)), x)
@@ -484,39 +499,57 @@ def test_clips(size: int, dtype: str) -> None:
         check((integers("x", (size,), dtype), Clip(name="y", inputs=("x",), minimum=low, maximum=high)), x)
 
 
+DEPTHWISE_KERNELS = {"avx2": "depthwise_lanes8", "avx512": "depthwise_lanes16", "avx512vnni": "depthwise_dot"}
+DEPTHWISE_GEOMETRIES = [
+    ((3, 3), (1, 1), (1, 1, 1, 1), 9),
+    ((3, 3), (2, 2), (0, 0, 1, 1), 10),
+    ((5, 2), (1, 3), (2, 0, 1, 1), 6),
+    ((1, 1), (1, 1), (0, 0, 0, 0), 3),
+    ((4, 5), (1, 1), (3, 2, 1, 2), 7),
+    ((2, 3), (3, 1), (0, 4, 1, 0), 31),
+]
+"""Window, stride, padding, and the width of an image: rows of fewer and of more positions than a tile."""
+
+
+def depthwise(weight: NDArray[Any], geometry: tuple[Any, ...], **options: Any) -> Conv2d:
+    kernel, stride, padding, _ = geometry
+    window = {"kernel": kernel, "stride": stride, "padding": padding, "groups": weight.shape[1]}
+    return Conv2d(name="y", inputs=("x",), weight=weight, **window, **options)
+
+
+def check_depthwise(nodes: tuple[Node, ...], x: NDArray[Any], kernels: dict[str, str]) -> None:
+    for tier in kernels.keys() & set(TIERS):
+        choice = cpp.compile(Graph(nodes), "dense", 1, tier=tier, measure=False).choices()["y"]
+        assert choice.kernel == kernels[tier]
+    check(nodes, x)
+
+
 @pytest.mark.parametrize("channels", EDGES[1:])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_depthwise(channels: int, dtype: str) -> None:
-    """Tall and wide windows, strides, padding, rows of fewer and more positions than a tile."""
     rng = np.random.default_rng(channels)
-    geometries: list[tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], int]] = [
-        ((3, 3), (1, 1), (1, 1, 1, 1), 9),
-        ((3, 3), (2, 2), (0, 0, 1, 1), 10),
-        ((5, 2), (1, 3), (2, 0, 1, 1), 6),
-        ((1, 1), (1, 1), (0, 0, 0, 0), 3),
-    ]
-    for kernel, stride, padding, width in geometries:
-        taps = kernel[0] * kernel[1]
+    for geometry in DEPTHWISE_GEOMETRIES:
+        taps, shape = geometry[0][0] * geometry[0][1], (6, geometry[3], channels)
         weight = values(rng, (taps, channels), "int8", 0.9)
         bias = rng.integers(-(2**14), 2**14, channels).astype(np.int32)
-        x = values(rng, (2, 6, width, channels), dtype, 0.8)
+        x = values(rng, (2, *shape), dtype, 0.8)
         for to in ("uint8", "int8"):
-            layer = Conv2d(
-                name="y",
-                inputs=("x",),
-                weight=weight,
-                bias=bias,
-                requantization=requantization(rng, channels, 255 * 80 * np.sqrt(taps), to),
-                kernel=kernel,
-                stride=stride,
-                padding=padding,
-                groups=channels,
-            )
-            nodes = (integers("x", (6, width, channels), dtype), layer)
-            if "avx512vnni" in TIERS:
-                choice = cpp.compile(Graph(nodes), "dense", 1, tier="avx512vnni", measure=False).choices()["y"]
-                assert choice.kernel == "depthwise_dot"
-            check(nodes, x)
+            scaling = requantization(rng, channels, 255 * 80 * np.sqrt(taps), to)
+            layer = depthwise(weight, geometry, bias=bias, requantization=scaling)
+            check_depthwise((integers("x", shape, dtype), layer), x, DEPTHWISE_KERNELS)
+
+
+@pytest.mark.parametrize("channels", EDGES[1:])
+def test_float_depthwise(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    for geometry in DEPTHWISE_GEOMETRIES:
+        taps, shape = geometry[0][0] * geometry[0][1], (6, geometry[3], channels)
+        weight, bias, x = (
+            rng.standard_normal(size).astype(np.float32) for size in ((taps, channels), channels, (2, *shape))
+        )
+        source = Input(name="x", inputs=(), shape=shape)
+        kernels = {"avx2": "depthwise_lanes8", "avx512": "depthwise_lanes16"}
+        check_depthwise((source, depthwise(weight, geometry, bias=bias)), x, kernels)
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 33])
@@ -558,3 +591,33 @@ def test_gelu(approximate: Any) -> None:
     source = Input(name="x", inputs=(), shape=(x.size,))
     check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.clip(x, -100, 100))
     assert np.isfinite(reference.run(Graph((source, Gelu(name="y", inputs=("x",), approximate=approximate))), x)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 33])
+@pytest.mark.parametrize("size", [1, 3, 5, 41])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.75, 2.0])
+def test_local_response_normalization(channels: int, size: int, beta: float) -> None:
+    """Windows within the channels and wider than all of them; values whose squares leave float32."""
+    rng = np.random.default_rng(channels)
+    x = rng.standard_normal((2, 2, 3, channels)) * 10.0 ** rng.choice([0, 1, 2], (2, 1, 1, 1))
+    x[1, 0, 0, 0] = 1e30
+    source = Input(name="x", inputs=(), shape=(2, 3, channels))
+    norm = LocalResponseNorm(name="y", inputs=("x",), size=size, alpha=0.3, beta=beta, bias=2.0)
+    check((source, norm), x.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17, 70])
+def test_quantization_within_a_network(dtype: Any, size: int) -> None:
+    """Halves, both ends, what lies beyond them, and infinity minus infinity."""
+    source = Input(name="x", inputs=(), shape=(size,))
+    x = np.resize(np.array([0.5, 1.5, -0.5, 127.5, 254.5, 1e30, -1e30, -128.5, 3.25], np.float32), (3, size))
+    x[2, 0] = 3e38
+    one, shift = np.ones(size, np.float32), np.zeros(size, np.float32)
+    huge = Affine(name="huge", inputs=("x",), scale=one * np.float32(1e30), shift=shift)
+    negative = Affine(name="negative", inputs=("huge",), scale=-one, shift=shift)
+    nothing = Add(name="nothing", inputs=("huge", "negative"))
+    for scale in (1.0, 0.3):
+        check((source, Quantize(name="y", inputs=("x",), dtype=dtype, scale=scale)), x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        check((source, huge, negative, nothing, Quantize(name="y", inputs=("nothing",), dtype=dtype, scale=1.0)), x)

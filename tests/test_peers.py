@@ -221,7 +221,7 @@ def test_padding_keeps_the_function() -> None:
     for seed in range(40):
         try:
             model, x = quantized(seed)
-        except QuantizationError:  # an affine that cannot be folded
+        except QuantizationError:  # nothing in it has an integer form
             continue
         for graph in (model.graph, functions.real(model.graph)):
             padded = functions.padded(graph, 4)
@@ -237,6 +237,30 @@ def test_suited_variants() -> None:
     assert "fp32-scatter" in catalogue.suited("openvino", network().graph)
     assert "fp32-scatter" not in catalogue.suited("openvino", network(winners=False).graph)
     assert catalogue.suited("deepsparse", functions.real(network().graph)) == ("fp32",)
+
+
+def test_weights_of_seven_bits() -> None:
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    onnx_form = importlib.import_module("csengine.peers.onnx_form")
+    model = network(winners=False)
+    x = batch(model, 4)
+    wanted = reference.run(model.graph, x.transpose(0, 2, 3, 1))
+    errors = []
+    for bits in (8, 7):
+        written = onnx_form.write(model.graph, "qdq", len(x), weight_bits=bits)
+        largest = max(
+            int(np.abs(onnx.numpy_helper.to_array(constant).astype(int)).max())
+            for constant in written.model.graph.initializer
+            if constant.data_type == onnx.TensorProto.INT8
+        )
+        assert largest == (127 if bits == 8 else 64)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )  # float sums, which cannot saturate
+        session = ort.InferenceSession(written.model.SerializeToString(), options, ["CPUExecutionProvider"])
+        errors.append(functions.relative_error(session.run(None, {"input": x})[0], wanted))
+    assert errors[0] < 0.01 < errors[1] < catalogue.TOLERANCE["int8"]
 
 
 def test_relative_error() -> None:

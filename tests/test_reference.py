@@ -33,6 +33,7 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
@@ -123,6 +124,10 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
         case LayerNorm():
             scale, shift = (torch.from_numpy(values).to(dtype) for values in (node.scale, node.shift))
             return functional.layer_norm(x, (x.shape[-1],), scale, shift, node.epsilon)
+        case LocalResponseNorm():
+            rows = x.reshape(-1, x.shape[-1], 1)
+            y = functional.local_response_norm(rows, node.size, node.alpha, node.beta, node.bias)
+            return y.reshape(x.shape)
         case MatMul():
             return x @ (operands[1].mT if node.transposed else operands[1])
         case Transpose():
@@ -514,8 +519,9 @@ def test_random_networks_cover_every_operation_and_option() -> None:
         for node in graph.nodes:
             seen.update(f"{number} {option}" for option in options(graph, node))
     operations = set(OPERATION_NAMES.values())
-    expected = {f"integer {name}" for name in operations - {"affine", "gelu", "layer_norm", "matmul"}}
-    expected |= {f"float {name}" for name in operations - {"dequantize"}}
+    of_floats = {"affine", "gelu", "layer_norm", "local_response_norm", "matmul"}
+    expected = {f"integer {name}" for name in operations - of_floats}
+    expected |= {f"float {name}" for name in operations - {"dequantize", "quantize"}}
     layers = ("strided", "padded", "packed", "dense", "with bias", "without bias", "empty", "full", "in accumulators")
     expected |= {f"integer {option}" for option in layers} | {f"float {option}" for option in layers[:-1]}
     expected |= {f"integer {a} -> {b}" for a in RANGES for b in RANGES}

@@ -23,6 +23,15 @@ def test_hyper_threads_of_one_core_count_once(tmp_path: Path) -> None:
     assert resources.physical_cores(frozenset({7, 8}), tmp_path) == 2  # unknown topology
 
 
+@pytest.mark.parametrize(
+    ("text", "vnni"),
+    [("flags : sse avx2\nflags : avx2", False), ("flags\t: avx2 avx_vnni", True), ("model name : x", True), ("", True)],
+)
+def test_vnni(text: str, vnni: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_CPUINFO", write(tmp_path / "cpuinfo", text))
+    assert resources.has_vnni.__wrapped__() is vnni
+
+
 @pytest.mark.parametrize(("text", "quota"), [("150000 100000", 1.5), ("max 100000", None), ("", None), ("7", None)])
 def test_version_2_quotas(tmp_path: Path, text: str, quota: float | None) -> None:
     assert resources.cgroup_quota(write(tmp_path / "cpu.max", text), tmp_path / "none") == quota

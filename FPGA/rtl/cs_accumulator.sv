@@ -3,8 +3,7 @@
 //
 // Two memories of Slots totals take turns: one accumulates, the other is drained slot by slot, and what is drained
 // becomes 0. Both have one port only. Memory reads are asynchronous (look-up table RAM), so that a kernel may own
-// rows that follow one another: read, add and write take one clock. A dense layer (Slots = 1) has one total, which is
-// drained before the next vector's first product is added; it needs one register.
+// rows that follow one another: read, add and write take one clock.
 // drain_i: total_o shows the slot one clock later. clear_i writes 0 to the slot of both memories.
 module cs_accumulator #(
   parameter int Slots = 2,
@@ -21,34 +20,23 @@ module cs_accumulator #(
   input  logic [KidBits-1:0] slot_i,
   output logic [Bits-1:0]    total_o
 );
-  if (Slots < 1 || Bits < 16) $error("cs_accumulator: Slots is at least 1, Bits at least 16");
+  if (Slots < 2 || Bits < 16) $error("cs_accumulator: Slots is at least 2, Bits at least 16");
 
   logic [Bits-1:0] product;
   assign product = Bits'($signed(product_i));
 
-  if (Slots == 1) begin : g_dense
-    logic [Bits-1:0] total_q;
-    always_ff @(posedge clk_i) begin
-      total_q <= (drain_i ? '0 : total_q) + (add_i ? product : '0);
-      if (clear_i) total_q <= '0;
-      if (drain_i) total_o <= total_q;
-    end
-    logic unused;
-    assign unused = &{1'b0, half_i, kid_i, slot_i};
-  end else begin : g_routed
-    logic [1:0][Bits-1:0] old;
-    logic [Bits-1:0]      sum;
-    assign sum = old[half_i] + product;
-    for (genvar h = 0; h < 2; h++) begin : g_half
-      (* ram_style = "distributed" *) logic [Bits-1:0] total [Slots];
-      logic               accumulates, we;
-      logic [KidBits-1:0] address;
-      assign accumulates = half_i == 1'(h) && !clear_i;
-      assign address     = accumulates ? kid_i : slot_i;
-      assign we          = clear_i || (accumulates ? add_i : drain_i);
-      assign old[h]      = total[address];
-      always_ff @(posedge clk_i) if (we) total[address] <= accumulates ? sum : '0;
-    end
-    always_ff @(posedge clk_i) if (drain_i) total_o <= old[!half_i];
+  logic [1:0][Bits-1:0] old;
+  logic [Bits-1:0]      sum;
+  assign sum = old[half_i] + product;
+  for (genvar h = 0; h < 2; h++) begin : g_half
+    (* ram_style = "distributed" *) logic [Bits-1:0] total [Slots];
+    logic               accumulates, we;
+    logic [KidBits-1:0] address;
+    assign accumulates = half_i == 1'(h) && !clear_i;
+    assign address     = accumulates ? kid_i : slot_i;
+    assign we          = clear_i || (accumulates ? add_i : drain_i);
+    assign old[h]      = total[address];
+    always_ff @(posedge clk_i) if (we) total[address] <= accumulates ? sum : '0;
   end
+  always_ff @(posedge clk_i) if (drain_i) total_o <= old[!half_i];
 endmodule

@@ -4,9 +4,12 @@
 // Sets, the first in the least significant bits, {weight[Columns-1] .. weight[0], kid}: the Columns kernels of a block
 // share the kid. What a row is (an input, or a tap and a channel) the sequencer and the parameter image agree upon.
 //
+// Products are routed by select (cs_select), which is small where slots are few, or by address (cs_accumulator); both
+// take the same clocks. RamStyle names the memory of the weights for the tools: "auto", or "ultra" for UltraRAM.
+//
 // last_i ends a vector; it may come with every clock but at least Slots * DrainStep clocks after the one before. The
 // totals leave as Slots beats, one every DrainStep clocks, summed over the lanes: sum_o[set * Columns + column] of slot
-// 0, 1, ... First beat 6 + ceil(log2 Lanes) clocks after last_i. All totals are 0 Slots clocks after a reset.
+// 0, 1, ... First beat 6 + ceil(log2 Lanes) clocks after last_i. A reset takes as long to clear all totals, or Slots clocks.
 module cs_engine #(
   parameter logic [7:0] Stage     = 0,   // of the weights, on the parameter bus; unit = lane
   parameter int         Lanes     = 1,
@@ -16,6 +19,8 @@ module cs_engine #(
   parameter int         Slots     = 2,   // kernel blocks of a set
   parameter int         DrainStep = 1,
   parameter int         LaneBits  = 24,  // of one lane's total
+  parameter bit         Select    = 1,   // or by address, with two slots or more
+  parameter             RamStyle  = "auto",
   localparam int        Outputs   = Sets * Columns,
   localparam int        RowBits   = cs_pkg::bits(Rows),
   localparam int        SumBits   = LaneBits + $clog2(Lanes)
@@ -37,6 +42,7 @@ module cs_engine #(
   localparam int SetBits = KidBits + 8 * Columns;
   localparam int StepBits = cs_pkg::bits(DrainStep);
   localparam int Latency = 4;  // of a product: memory, its register, multiplier, its register
+  localparam int Levels = $clog2(Lanes);
 
   // ---- parameters
   logic                         we;
@@ -86,12 +92,15 @@ module cs_engine #(
     end
   end
 
-  // ---- lanes
-  logic [Outputs-1:0][Lanes-1:0][LaneBits-1:0] total;
+  // ---- lanes: multiply
+  logic [Outputs-1:0][Lanes-1:0][15:0]     product;
+  logic [Sets-1:0][Lanes-1:0][KidBits-1:0] kid_q;
   for (genvar l = 0; l < Lanes; l++) begin : g_lane
-    logic [Sets-1:0][SetBits-1:0] weights [Rows];
+    (* ram_style = RamStyle *) logic [Sets-1:0][SetBits-1:0] weights [Rows];
     logic [Sets-1:0][SetBits-1:0] read_q, row_q;
     logic [8:0]                   value_q, value_q2;
+    logic [Outputs-1:0][7:0]      weight;
+    logic [Outputs-1:0][15:0]     own;
     always_ff @(posedge clk_i) begin
       if (we && load_lane == 16'(l)) weights[load_row[RowBits-1:0]] <= load_data;
       read_q   <= weights[row_i[l]];
@@ -99,31 +108,45 @@ module cs_engine #(
       value_q  <= value_i[l];
       value_q2 <= value_q;
     end
-    logic [Outputs-1:0][7:0]  weight;
-    logic [Outputs-1:0][15:0] product, product_q;
-    logic [Sets-1:0][KidBits-1:0] kid_q, kid_q2;
     for (genvar t = 0; t < Sets; t++) begin : g_unpack
       assign weight[t*Columns+:Columns] = row_q[t][KidBits+:8*Columns];
+      always_ff @(posedge clk_i) kid_q[t][l] <= row_q[t][KidBits-1:0];
     end
-    cs_multiply #(.Columns(Outputs)) u_multiply (
-      .clk_i, .value_i(value_q2), .weight_i(weight), .product_o(product)
-    );
-    always_ff @(posedge clk_i) begin
-      for (int t = 0; t < Sets; t++) kid_q[t] <= row_q[t][KidBits-1:0];
-      kid_q2    <= kid_q;
-      product_q <= product;
-    end
-    for (genvar o = 0; o < Outputs; o++) begin : g_output
-      cs_accumulator #(.Slots(Slots), .Bits(LaneBits)) u_accumulator (
-        .clk_i, .clear_i(clear_q), .half_i(half_q), .add_i(add), .kid_i(kid_q2[o/Columns]), .product_i(product_q[o]),
-        .drain_i(drain), .slot_i(slot_q), .total_o(total[o][l])
-      );
+    cs_multiply #(.Columns(Outputs)) u_multiply (.clk_i, .value_i(value_q2), .weight_i(weight), .product_o(own));
+    for (genvar o = 0; o < Outputs; o++) begin : g_product
+      assign product[o][l] = own[o];
     end
   end
 
-  // ---- sum over the lanes
-  for (genvar o = 0; o < Outputs; o++) begin : g_sum
-    cs_adder_tree #(.Terms(Lanes), .Width(LaneBits)) u_tree (.clk_i, .d_i(total[o]), .sum_o(sum_o[o]));
+  // ---- route and sum
+  if (Select) begin : g_select
+    logic adds, first, step;
+    cs_delay #(.Depth(Latency - 1)) u_adds (.clk_i, .rst_ni, .d_i(valid_i), .q_o(adds));
+    cs_delay #(.Depth(Levels)) u_first (.clk_i, .rst_ni, .d_i(drain && slot_q == '0), .q_o(first));
+    cs_delay #(.Depth(Levels)) u_step (.clk_i, .rst_ni, .d_i(drain), .q_o(step));
+    for (genvar o = 0; o < Outputs; o++) begin : g_output
+      cs_select #(.Lanes(Lanes), .Slots(Slots), .Bits(SumBits)) u_select (
+        .clk_i, .rst_ni, .add_i(adds), .kid_i(kid_q[o/Columns]), .product_i(product[o]), .first_i(first),
+        .step_i(step), .total_o(sum_o[o])
+      );
+    end
+    logic unused;
+    assign unused = &{1'b0, add, half_q};
+  end else begin : g_address
+    logic [Sets-1:0][Lanes-1:0][KidBits-1:0] kid_q2;
+    always_ff @(posedge clk_i) kid_q2 <= kid_q;
+    for (genvar o = 0; o < Outputs; o++) begin : g_output
+      logic [Lanes-1:0][15:0]         product_q;
+      logic [Lanes-1:0][LaneBits-1:0] total;
+      always_ff @(posedge clk_i) product_q <= product[o];
+      for (genvar l = 0; l < Lanes; l++) begin : g_lane
+        cs_accumulator #(.Slots(Slots), .Bits(LaneBits)) u_accumulator (
+          .clk_i, .clear_i(clear_q), .half_i(half_q), .add_i(add), .kid_i(kid_q2[o/Columns][l]),
+          .product_i(product_q[l]), .drain_i(drain), .slot_i(slot_q), .total_o(total[l])
+        );
+      end
+      cs_adder_tree #(.Terms(Lanes), .Width(LaneBits)) u_tree (.clk_i, .d_i(total), .sum_o(sum_o[o]));
+    end
   end
-  cs_delay #(.Depth(1 + $clog2(Lanes))) u_valid (.clk_i, .rst_ni, .d_i(drain), .q_o(valid_o));
+  cs_delay #(.Depth(1 + Levels)) u_valid (.clk_i, .rst_ni, .d_i(drain), .q_o(valid_o));
 endmodule

@@ -25,6 +25,8 @@ module cs_layer #(
   parameter int Slots          = 2,
   parameter int DrainStep      = 1,
   parameter int LaneBits       = 24,
+  parameter bit Select         = 1,
+  parameter     RamStyle       = "auto",
   localparam int Lanes     = TapLanes * EntryLanes,
   localparam int EntryBits = 8 + (Indexed ? IndexBits : 0),
   localparam int PosBits   = cs_pkg::bits(InHeight * InWidth),
@@ -59,7 +61,7 @@ module cs_layer #(
   );
   cs_engine #(
     .Stage(Stage), .Lanes(Lanes), .Rows(Rows), .Sets(Sets), .Columns(Columns), .Slots(Slots), .DrainStep(DrainStep),
-    .LaneBits(LaneBits)
+    .LaneBits(LaneBits), .Select(Select), .RamStyle(RamStyle)
   ) u_engine (
     .clk_i, .rst_ni, .load_i, .valid_i(valid), .last_i(last), .value_i(value), .row_i(row),
     .valid_o, .sum_o

@@ -1,66 +1,17 @@
-// What kernels of the amx tier share: the tile configuration, and the way out of their sums. Everything has internal
-// linkage and carries its target, so that no other tier can end up calling it.
+// What kernels of the amx tier share: the way out of their sums. Everything has internal linkage and carries its
+// target, so that no other tier can end up calling it.
 #pragma once
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "../aligned.h"
+#include "amx_tiles.h"
 #include "avx512vnni_math.h"
 #include "dot_layout.h"
 
-#define CS_AMX                                                                             \
-    __attribute__((                                                                        \
-        target("amx-tile,amx-int8,avx512f,avx512dq,avx512cd,avx512bw,avx512vl,avx512vbmi," \
-               "avx512vbmi2,avx512vnni,avx512bitalg,avx512vpopcntdq,gfni,bmi,bmi2,popcnt,lzcnt,fma")))
-
 namespace cs::amx {
 namespace {
-
-constexpr int kRowBytes = 64;  // of a tile
-constexpr int kTileRows = 16;
-constexpr int kTileKernels = 16;
-constexpr int kTileBytes = kTileRows * kRowBytes;
-
-struct alignas(64) TileConfiguration {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-
-    void set(int tile, int tile_rows, int bytes = kRowBytes) {
-        rows[tile] = static_cast<uint8_t>(tile_rows);
-        row_bytes[tile] = static_cast<uint16_t>(bytes);
-    }
-};
-
-// GCC 12's intrinsics are macros that paste the tile's number, which a template argument is not, and do not say that
-// they read memory.
-template <int TILE>
-CS_AMX inline void load_tile(const void* from, int64_t stride) {
-    __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(TILE), "r"(from), "r"(stride) : "memory");
-}
-
-template <int TILE>
-CS_AMX inline void store_tile(void* to, int64_t stride) {
-    __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(TILE), "r"(to), "r"(stride) : "memory");
-}
-
-template <int TILE>
-CS_AMX inline void clear_tile() {
-    __asm__ volatile("tilezero %%tmm%c0" : : "i"(TILE));
-}
-
-// sums += inputs * weights; the inputs are uint8 or int8.
-template <int SUMS, int INPUTS, int WEIGHTS, bool kSigned>
-CS_AMX inline void multiply_tiles() {
-    if constexpr (kSigned) {
-        __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(INPUTS), "i"(WEIGHTS));
-    } else {
-        __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUMS), "i"(INPUTS), "i"(WEIGHTS));
-    }
-}
 
 // From sums to results: bias and requantization, of all kernels of a position.
 class WayOut {

@@ -1,4 +1,4 @@
-// What transformers need besides layers with weights, float32, scalar tier.
+// What transformers and networks with normalizations need besides layers with weights, float32, scalar tier.
 #include <cmath>
 #include <cstring>
 
@@ -56,6 +56,46 @@ class LayerNorm final : public Step {
     }
 
     LayerNormSpec spec_;
+};
+
+// The squares of a position get zeros around them, so that every channel sums as many. Two square roots make the usual
+// power several times as fast as pow() would.
+class LocalResponseNorm final : public Step {
+  public:
+    explicit LocalResponseNorm(const LocalResponseNormSpec& spec) : spec_(spec) {}
+
+    size_t scratch_bytes() const override { return sizeof(double) * (spec_.tensor.channels + spec_.size - 1); }
+
+    void run(const Call& call) const noexcept override {
+        const int channels = spec_.tensor.channels;
+        auto* squares = reinterpret_cast<double*>(call.scratch);
+        std::memset(squares, 0, scratch_bytes());
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const float* x = sample<float>(call.inputs[0], spec_.tensor, n);
+            float* out = sample<float>(call.output, spec_.tensor, n);
+            for (int64_t p = 0; p < spec_.tensor.positions(); ++p, x += channels, out += channels)
+                normalize(x, squares, out);
+        }
+    }
+
+  private:
+    void normalize(const float* x, double* squares, float* out) const {
+        const int channels = spec_.tensor.channels;
+        double* mine = squares + spec_.size / 2;
+        for (int c = 0; c < channels; ++c) mine[c] = double{x[c]} * x[c];
+        for (int c = 0; c < channels; ++c) {
+            double sum = 0;
+            for (int i = 0; i < spec_.size; ++i) sum += squares[c + i];
+            out[c] = static_cast<float>(x[c] / power(spec_.bias + spec_.alpha / spec_.size * sum));
+        }
+    }
+
+    double power(double base) const {
+        const double root = std::sqrt(base);
+        return spec_.beta == 0.75 ? root * std::sqrt(root) : std::pow(base, spec_.beta);
+    }
+
+    LocalResponseNormSpec spec_;
 };
 
 // The inner loop runs along the columns, which lie in a row: compilers vectorize it. A transposed second operand is
@@ -134,6 +174,10 @@ class Transpose final : public Step {
 std::unique_ptr<Step> gelu(const GeluSpec& spec) { return std::make_unique<Gelu>(spec); }
 
 std::unique_ptr<Step> layer_norm(const LayerNormSpec& spec) { return std::make_unique<LayerNorm>(spec); }
+
+std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec& spec) {
+    return std::make_unique<LocalResponseNorm>(spec);
+}
 
 std::unique_ptr<Step> matmul(const MatMulSpec& spec) { return std::make_unique<MatMul>(spec); }
 

@@ -8,12 +8,17 @@
 namespace cs::avx2 {
 
 std::unique_ptr<Step> input(const InputSpec&);
+std::unique_ptr<Step> quantize(const QuantizeSpec&);
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> depthwise(const LayerSpec&);
 std::unique_ptr<Step> linear_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> pool(const PoolSpec&);
+std::unique_ptr<Step> add(const AddSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 
 }  // namespace cs::avx2

@@ -2,13 +2,12 @@
 // has internal linkage and carries its target, so that no other tier can end up calling it.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstring>
 
+#include "intrinsics.h"
 #include "kernel.h"
 
-#define CS_AVX2 __attribute__((target("avx2,fma,bmi,bmi2,popcnt,lzcnt")))
+#define CS_AVX2 CS_TARGET("avx2,fma,bmi,bmi2,popcnt,lzcnt")
 #define CS_TIER CS_AVX2
 
 namespace cs {
@@ -18,8 +17,31 @@ constexpr int kLanes = 8;        // of 32 bits
 constexpr int kTile = 12;        // sums that stay in registers beside an input, a weight and a product
 constexpr bool kIsExact = true;  // whether requantization is exact whatever the accumulators
 
-// Exact requantization of four accumulators in double: acc * M and half of 2**s are integers below 2**48, so that their
-// sum, too, is exact at any power of two.
+// Rounds down while it lives, if it is wanted: what makes requantizing in float32 as exact as the instructions of
+// AVX-512 do, which carry their rounding (avx512_math.h). Arithmetic must not be inlined into its scope: the compiler
+// could move it out.
+class RoundDown {
+  public:
+    explicit RoundDown(bool wanted) : before_(_mm_getcsr()) {
+        if (wanted) _mm_setcsr((before_ & ~_MM_ROUND_MASK) | _MM_ROUND_DOWN);
+    }
+    ~RoundDown() { _mm_setcsr(before_); }
+    RoundDown(const RoundDown&) = delete;
+    RoundDown& operator=(const RoundDown&) = delete;
+
+  private:
+    unsigned before_;
+};
+
+// Exact requantization of eight accumulators, while RoundDown lives and requantizes_exactly holds.
+CS_AVX2 inline __m256i requantize8(__m256i acc_s32x8, const float* scale) {
+    const __m256 scaled_f32x8 =
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc_s32x8), _mm256_loadu_ps(scale), _mm256_set1_ps(0.5f));
+    return _mm256_cvtps_epi32(scaled_f32x8);
+}
+
+// Exact requantization of four accumulators in double, whatever they are: acc * M and half of 2**s are integers below
+// 2**48, so that their sum, too, is exact at any power of two.
 CS_AVX2 inline __m128i requantize4(__m128i acc_s32x4, __m128 scale_f32x4, double lowest, double largest) {
     const __m256d scale_f64x4 = _mm256_cvtps_pd(scale_f32x4);
     const __m256d rounded_f64x4 =
@@ -69,17 +91,22 @@ struct Pairs {
     }
     CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
 
-    // Results of the first `count` lanes.
-    CS_AVX2 static void write(void* to, int count, Vector sum_s32x8, const float* scale, DType out) {
+    // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
+    // those that interleaving within halves of a vector leads from.
+    CS_AVX2 static Vector interleave_low(Vector a, Vector b) { return _mm256_unpacklo_epi16(a, b); }
+    CS_AVX2 static Vector interleave_high(Vector a, Vector b) { return _mm256_unpackhi_epi16(a, b); }
+    static int place_in_row(int kernel) {
+        const int quarter = kernel / 4 % 4;
+        return kernel - quarter * 4 + (quarter % 2 * 2 + quarter / 2) * 4;
+    }
+
+    // Results of the first `count` lanes. in_float: requantizes_exactly, and RoundDown lives.
+    CS_AVX2 static void write(void* to, int count, Vector sum_s32x8, const float* scale, DType out, bool in_float) {
         if (out == DType::s32) {
             _mm256_maskstore_epi32(static_cast<int*>(to), first_lanes(count), sum_s32x8);
             return;
         }
-        const double lowest = out == DType::u8 ? 0 : -128, largest = out == DType::u8 ? 255 : 127;
-        const __m128i low = requantize4(_mm256_castsi256_si128(sum_s32x8), _mm_loadu_ps(scale), lowest, largest);
-        const __m128i high =
-            requantize4(_mm256_extracti128_si256(sum_s32x8, 1), _mm_loadu_ps(scale + 4), lowest, largest);
-        const __m128i words_s16x8 = _mm_packs_epi32(low, high);
+        const __m128i words_s16x8 = in_float ? halves(requantize8(sum_s32x8, scale)) : in_double(sum_s32x8, scale, out);
         const __m128i bytes_x8x8 = out == DType::u8 ? _mm_packus_epi16(words_s16x8, words_s16x8)  //
                                                     : _mm_packs_epi16(words_s16x8, words_s16x8);
         const int64_t bytes = _mm_cvtsi128_si64(bytes_x8x8);
@@ -88,6 +115,18 @@ struct Pairs {
         } else {
             std::memcpy(to, &bytes, count);
         }
+    }
+
+  private:
+    CS_AVX2 static __m128i halves(Vector x_s32x8) {
+        return _mm_packs_epi32(_mm256_castsi256_si128(x_s32x8), _mm256_extracti128_si256(x_s32x8, 1));
+    }
+
+    CS_AVX2 static __m128i in_double(Vector sum_s32x8, const float* scale, DType out) {
+        const double lowest = out == DType::u8 ? 0 : -128, largest = out == DType::u8 ? 255 : 127;
+        return _mm_packs_epi32(
+            requantize4(_mm256_castsi256_si128(sum_s32x8), _mm_loadu_ps(scale), lowest, largest),
+            requantize4(_mm256_extracti128_si256(sum_s32x8, 1), _mm_loadu_ps(scale + 4), lowest, largest));
     }
 };
 
@@ -107,7 +146,8 @@ struct Floats {
         return _mm256_fmadd_ps(input, weight, sum);
     }
     CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
-    CS_AVX2 static void write(void* to, int count, Vector sum, const float*, DType) {
+    static int place_in_row(int kernel) { return kernel; }
+    CS_AVX2 static void write(void* to, int count, Vector sum, const float*, DType, bool) {
         if (count >= kLanes) {
             store(to, sum);
         } else {

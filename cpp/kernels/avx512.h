@@ -8,8 +8,11 @@
 namespace cs::avx512 {
 
 std::unique_ptr<Step> input(const InputSpec&);
+std::unique_ptr<Step> quantize(const QuantizeSpec&);
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> depthwise(const LayerSpec&);
 std::unique_ptr<Step> linear_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);

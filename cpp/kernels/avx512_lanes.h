@@ -1,11 +1,10 @@
 // The vocabulary of the kernels that several tiers share (conv_lanes.h and others), in vectors of 512 bits.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstring>
 
 #include "avx512_math.h"
+#include "intrinsics.h"
 #include "kernel.h"
 
 #define CS_TIER CS_AVX512
@@ -16,6 +15,11 @@ namespace {
 constexpr int kLanes = 16;        // of 32 bits
 constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
 constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
+
+struct RoundDown {  // for tiers whose instructions do not carry their rounding
+    explicit RoundDown(bool) {}
+    ~RoundDown() {}
+};
 
 // Sixteen int8 as integers of 32 bits.
 CS_AVX512 inline __m512i widen_lanes(const int8_t* from) {
@@ -51,8 +55,17 @@ struct Pairs {
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
 
+    // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
+    // those that interleaving within quarters of a vector leads from.
+    CS_AVX512 static Vector interleave_low(Vector a, Vector b) { return _mm512_unpacklo_epi16(a, b); }
+    CS_AVX512 static Vector interleave_high(Vector a, Vector b) { return _mm512_unpackhi_epi16(a, b); }
+    static int place_in_row(int kernel) {
+        const int eighth = kernel / 4 % 8;
+        return kernel - eighth * 4 + (eighth % 4 * 2 + eighth / 4) * 4;
+    }
+
     // Results of the first `count` lanes.
-    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out) {
+    CS_AVX512 static void write(void* to, int count, Vector sum_s32x16, const float* scale, DType out, bool) {
         if (out == DType::s32) {
             _mm512_mask_storeu_epi32(to, first16(count), sum_s32x16);
             return;
@@ -83,7 +96,8 @@ struct Floats {
         return _mm512_fmadd_ps(input, weight, sum);
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
-    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType) {
+    static int place_in_row(int kernel) { return kernel; }
+    CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType, bool) {
         _mm512_mask_storeu_ps(to, first16(count), sum);
     }
 };

@@ -2,11 +2,10 @@
 // carries its target, so that no other tier can end up calling it.
 #pragma once
 
-#include <immintrin.h>
-
+#include "intrinsics.h"
 #include "kernel.h"
 
-#define CS_AVX512 __attribute__((target("avx512f,avx512dq,avx512cd,avx512bw,avx512vl,bmi,bmi2,popcnt,lzcnt,fma,avx2")))
+#define CS_AVX512 CS_TARGET("avx512f,avx512dq,avx512cd,avx512bw,avx512vl,bmi,bmi2,popcnt,lzcnt,fma,avx2")
 
 namespace cs {
 namespace {

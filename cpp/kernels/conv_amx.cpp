@@ -156,7 +156,7 @@ class Conv final : public Step {
     size_t scratch_bytes() const override { return image_.bytes() + kMaxGroup * tile_bytes(); }
 
     CS_AMX void run(const Call& call) const noexcept override {
-        _tile_loadconfig(&configuration_);
+        configure_tiles(configuration_);
         std::byte* sums = call.scratch + image_.bytes();
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
@@ -168,7 +168,7 @@ class Conv final : public Step {
                 write_group(sums, &places_[first], count, out);
             }
         }
-        _tile_release();
+        release_tiles();
     }
 
   private:

@@ -76,6 +76,7 @@ struct Destination {
     int kernels;          // kernels of the block that exist
     const float* scale;   // [kLanes], of 8-bit results
     DType dtype;
+    bool in_float;  // how it is requantized
 };
 
 // The sums [ROWS][columns] of a tile on their way out, the largest of each 2 x 2 positions if there are two rows.
@@ -88,7 +89,7 @@ CS_TIER void finish(const typename P::Vector* sums, const Destination& d) {
             value = P::max(value, P::load(sums + 1));
             value = P::max(value, P::max(P::load(sums + d.columns), P::load(sums + d.columns + 1)));
         }
-        P::write(to, d.kernels, value, d.scale, d.dtype);
+        P::write(to, d.kernels, value, d.scale, d.dtype, d.in_float);
     }
 }
 
@@ -147,7 +148,8 @@ class Conv final : public Step {
           copied_(P::kInputs == 2 || height_ > input_.height || width_ > input_.width),
           lists_(unit_lists<P>(spec, int64_t{width_} * input_.channels, all)),
           bias_(padded_bias(spec)),
-          scale_(padded_scale(spec)) {
+          scale_(padded_scale(spec)),
+          in_float_(requantizes_in_float(spec)) {
         if (!is_pointwise()) {
             rows_ = output_.height;
             positions_ = output_.width;
@@ -161,6 +163,7 @@ class Conv final : public Step {
     size_t scratch_bytes() const override { return copied_ ? line_bytes() * height_ + kSlack : 0; }
 
     void run(const Call& call) const noexcept override {
+        const RoundDown rounding(in_float_);
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             if (copied_) image = copy(image, call.scratch);
@@ -240,7 +243,8 @@ class Conv final : public Step {
                                 columns_ / pool_,
                                 std::min(kLanes, kernels_ - b * kLanes),
                                 scale_.empty() ? nullptr : scale_.data() + b * kLanes,
-                                output_.dtype};
+                                output_.dtype,
+                                in_float_};
             pool_ == 2 ? finish<P, 2>(sums, d) : finish<P, 1>(sums, d);
         }
     }
@@ -255,6 +259,7 @@ class Conv final : public Step {
     UnitLists<P> lists_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
+    bool in_float_;
     Accumulate<P> accumulate_;
 };
 

@@ -91,7 +91,7 @@ class Strips final : public Step {
     size_t scratch_bytes() const override { return image_bytes() + output_.height * strip_bytes() + 2 * sums_bytes(); }
 
     CS_AMX void run(const Call& call) const noexcept override {
-        _tile_loadconfig(&configuration_);
+        configure_tiles(configuration_);
         std::byte* strips = call.scratch + image_bytes();
         std::byte* sums = strips + output_.height * strip_bytes();
         for (int64_t n = 0; n < call.samples; ++n) {
@@ -107,7 +107,7 @@ class Strips final : public Step {
                 run_image<1>(strips, sums, out);
             }
         }
-        _tile_release();
+        release_tiles();
     }
 
   private:

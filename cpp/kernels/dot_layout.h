@@ -39,4 +39,9 @@ AlignedVector<float> padded_scale(const LayerSpec& spec);
 // in float32 or it saturates, and its scaled value fits 32 bits. True also where there is no requantization.
 bool requantizes_exactly(const LayerSpec& spec);
 
+// Whether a layer requantizes at all, and in float32.
+inline bool requantizes_in_float(const LayerSpec& spec) {
+    return !spec.requantization.empty() && requantizes_exactly(spec);
+}
+
 }  // namespace cs

@@ -1,14 +1,14 @@
 // What works element by element, avx512 tier: ReLU, clip, affine, addition, concatenation, dequantization.
 //
 // Why it is fast: every one is bound by its loads and stores once the arithmetic is a few instructions per vector.
-// An addition multiplies 16-bit pairs (a, b) by (Ma, Mb) with VPMADDWD, which takes signed 16 bits: each multiplier is
-// split into its upper 15 bits and its last one. Interleaving and packing with saturation undo each other's order.
+// Additions: see add_lanes.h.
 // A concatenation of tensors that have the common scale already is a copy.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "add_lanes.h"
 #include "arithmetic.h"
 #include "avx512.h"
 #include "avx512_math.h"
@@ -136,59 +136,60 @@ CS_AVX512 void add_floats(const float* a, const float* b, int64_t size, float* o
     }
 }
 
-CS_AVX512 inline __m512i widen32(const std::byte* from, __mmask32 mask, bool is_signed) {
-    const __m256i bytes_x8x32 = _mm256_maskz_loadu_epi8(mask, from);
-    return is_signed ? _mm512_cvtepi8_epi16(bytes_x8x32) : _mm512_cvtepu8_epi16(bytes_x8x32);
+// A loop's constants, in registers.
+struct AddConstants {
+    __m512i flip_a, flip_b, upper_x8x64, lower_s16x32, rounding_s32x16;
+    __m128i shift;
+
+    CS_AVX512 explicit AddConstants(const AddScaling& s)
+        : flip_a(_mm512_set1_epi8(static_cast<char>(s.flip_a))),
+          flip_b(_mm512_set1_epi8(static_cast<char>(s.flip_b))),
+          upper_x8x64(_mm512_set1_epi16(static_cast<int16_t>(s.upper_b << 8 | s.upper_a))),
+          lower_s16x32(_mm512_set1_epi32(static_cast<uint16_t>(s.lower_a) | int32_t{s.lower_b} * 0x10000)),
+          rounding_s32x16(_mm512_set1_epi32(s.rounding)),
+          shift(_mm_cvtsi32_si128(s.shift)) {}
+};
+
+// Sums of 32 pairs, as words: of each 32-bit product its upper half, that of odd pairs where it is.
+CS_AVX512 inline __m512i add32(__m512i pairs_u8x64, const AddConstants& c) {
+    const __m512i even_order =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+    const __m512i odd_order =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+    const __m512i even_u16x32 = _mm512_shuffle_epi8(pairs_u8x64, even_order);
+    const __m512i odd_u16x32 = _mm512_shuffle_epi8(pairs_u8x64, odd_order);
+    const __m512i even_s32x16 = _mm512_add_epi32(_mm512_madd_epi16(even_u16x32, c.lower_s16x32), c.rounding_s32x16);
+    const __m512i odd_s32x16 = _mm512_add_epi32(_mm512_madd_epi16(odd_u16x32, c.lower_s16x32), c.rounding_s32x16);
+    const __m512i lower_s16x32 = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even_s32x16, 16), odd_s32x16);
+    const __m512i upper_s16x32 = _mm512_maddubs_epi16(pairs_u8x64, c.upper_x8x64);
+    return _mm512_sra_epi16(_mm512_adds_epi16(lower_s16x32, upper_s16x32), c.shift);
 }
 
-class AddIntegers final : public Step {
-  public:
-    explicit AddIntegers(const AddSpec& spec)
-        : first_(spec.first),
-          second_(spec.second),
-          output_(spec.output),
-          upper_(pair(spec.requantization.multiplier[0] >> 1, spec.requantization.multiplier[1] >> 1)),
-          last_(pair(spec.requantization.multiplier[0] & 1, spec.requantization.multiplier[1] & 1)),
-          // Products stay below 2**26, so that shifts by more than 31 give what a shift by 31 gives, 0.
-          shift_(std::min<int>(spec.requantization.shift[0], 31)) {}
+template <bool kUnsigned>
+CS_AVX512 inline __m512i add64(__m512i a_x8x64, __m512i b_x8x64, const AddConstants& c) {
+    const __m512i a_u8x64 = _mm512_xor_si512(a_x8x64, c.flip_a), b_u8x64 = _mm512_xor_si512(b_x8x64, c.flip_b);
+    const __m512i low = add32(_mm512_unpacklo_epi8(a_u8x64, b_u8x64), c);
+    const __m512i high = add32(_mm512_unpackhi_epi8(a_u8x64, b_u8x64), c);
+    return kUnsigned ? _mm512_packus_epi16(low, high) : _mm512_packs_epi16(low, high);
+}
 
-    void run(const Call& call) const noexcept override {
-        for (int64_t n = 0; n < call.samples; ++n) {
-            add(sample<std::byte>(call.inputs[0], first_, n), sample<std::byte>(call.inputs[1], second_, n),
-                sample<std::byte>(call.output, output_, n));
-        }
+template <bool kUnsigned>
+CS_AVX512 void add_as(const std::byte* a, const std::byte* b, int64_t size, const AddScaling& scaling, std::byte* out) {
+    const AddConstants constants(scaling);
+    int64_t i = 0;
+    for (; i + 64 <= size; i += 64) {
+        const __m512i sum_x8x64 = add64<kUnsigned>(_mm512_loadu_si512(a + i), _mm512_loadu_si512(b + i), constants);
+        _mm512_storeu_si512(out + i, sum_x8x64);
     }
+    const __mmask64 mask = first64(size - i);
+    const __m512i last_x8x64 =
+        add64<kUnsigned>(_mm512_maskz_loadu_epi8(mask, a + i), _mm512_maskz_loadu_epi8(mask, b + i), constants);
+    _mm512_mask_storeu_epi8(out + i, mask, last_x8x64);
+}
 
-  private:
-    static int32_t pair(int first, int second) { return second << 16 | first; }
-
-    CS_AVX512 __m512i weigh(__m512i pairs_s16x32) const {
-        const __m512i upper_s32x16 = _mm512_madd_epi16(pairs_s16x32, _mm512_set1_epi32(upper_));
-        const __m512i last_s32x16 = _mm512_madd_epi16(pairs_s16x32, _mm512_set1_epi32(last_));
-        const __m512i sum_s32x16 = _mm512_add_epi32(_mm512_slli_epi32(upper_s32x16, 1), last_s32x16);
-        const __m512i rounded_s32x16 = _mm512_add_epi32(sum_s32x16, _mm512_set1_epi32(1 << (shift_ - 1)));
-        return _mm512_sra_epi32(rounded_s32x16, _mm_cvtsi32_si128(shift_));
-    }
-
-    CS_AVX512 void add(const std::byte* a, const std::byte* b, std::byte* out) const {
-        const bool signed_a = first_.dtype == DType::s8, signed_b = second_.dtype == DType::s8;
-        for (int64_t i = 0; i < output_.size(); i += 32) {
-            const __mmask32 mask = first32(output_.size() - i);
-            const __m512i a_s16x32 = widen32(a + i, mask, signed_a), b_s16x32 = widen32(b + i, mask, signed_b);
-            const __m512i low = weigh(_mm512_unpacklo_epi16(a_s16x32, b_s16x32));
-            const __m512i high = weigh(_mm512_unpackhi_epi16(a_s16x32, b_s16x32));
-            const __m512i sum_s16x32 = _mm512_packs_epi32(low, high);
-            const __m256i result_x8x32 = output_.dtype == DType::s8
-                                             ? _mm512_cvtsepi16_epi8(sum_s16x32)
-                                             : _mm512_cvtusepi16_epi8(_mm512_max_epi16(sum_s16x32, __m512i{}));
-            _mm256_mask_storeu_epi8(out + i, mask, result_x8x32);
-        }
-    }
-
-    Tensor first_, second_, output_;
-    int32_t upper_, last_;
-    int shift_;
-};
+void add_bytes(const std::byte* a, const std::byte* b, int64_t size, const AddScaling& scaling, std::byte* out) {
+    (scaling.to_unsigned ? add_as<true> : add_as<false>)(a, b, size, scaling, out);
+}
 
 class AddFloats final : public Step {
   public:
@@ -309,7 +310,7 @@ std::unique_ptr<Step> affine(const AffineSpec& spec) { return std::make_unique<A
 
 std::unique_ptr<Step> add(const AddSpec& spec) {
     if (spec.output.dtype == DType::f32) return std::make_unique<AddFloats>(spec);
-    return std::make_unique<AddIntegers>(spec);
+    return lanes_add<add_bytes>(spec);
 }
 
 std::unique_ptr<Step> concat(const ConcatSpec& spec) { return std::make_unique<Concat>(spec); }

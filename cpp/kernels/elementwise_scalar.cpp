@@ -32,6 +32,13 @@ std::unique_ptr<Step> map(const Tensor& input, const Tensor& output, Function fu
     return std::make_unique<Map<In, Out, Function>>(input, output, std::move(function));
 }
 
+template <class T>
+T quantized(float x, float inv_scale) {
+    constexpr auto kLowest = static_cast<float>(std::numeric_limits<T>::lowest());
+    constexpr auto kLargest = static_cast<float>(std::numeric_limits<T>::max());
+    return static_cast<T>(std::min(std::max(kLowest, std::nearbyint(x * inv_scale)), kLargest));  // NaN: the least
+}
+
 // Reads the caller's array, whose samples are contiguous, not at the stride of a tensor.
 template <class T>
 class Input final : public Step {
@@ -48,18 +55,12 @@ class Input final : public Step {
                 std::memcpy(out, x, call.caller_bytes);
             } else {
                 const auto* values = reinterpret_cast<const float*>(x);
-                for (int64_t i = 0; i < size; ++i) out[i] = quantize(values[i]);
+                for (int64_t i = 0; i < size; ++i) out[i] = quantized<T>(values[i], spec_.inv_scale);
             }
         }
     }
 
   private:
-    T quantize(float x) const {
-        constexpr auto kLowest = static_cast<float>(std::numeric_limits<T>::lowest());
-        constexpr auto kLargest = static_cast<float>(std::numeric_limits<T>::max());
-        return static_cast<T>(std::min(std::max(std::nearbyint(x * spec_.inv_scale), kLowest), kLargest));
-    }
-
     InputSpec spec_;
 };
 
@@ -202,6 +203,15 @@ std::unique_ptr<Step> dequantize(const DequantizeSpec& spec) {
             for (int64_t p = 0; p < in.positions(); ++p, x += in.channels, out += in.channels) {
                 for (int c = 0; c < in.channels; ++c) out[c] = static_cast<float>(x[c] * scale[c]);
             }
+        });
+    });
+}
+
+std::unique_ptr<Step> quantize(const QuantizeSpec& spec) {
+    return with_type(spec.output.dtype, [&](auto type) -> std::unique_ptr<Step> {
+        using T = decltype(type);
+        return map<float, T>(spec.input, spec.output, [spec](const float* x, T* out) {
+            for (int64_t i = 0; i < spec.input.size(); ++i) out[i] = quantized<T>(x[i], spec.inv_scale);
         });
     });
 }

@@ -1,4 +1,4 @@
-// The network's input as 8-bit integers, whatever the vectors: a tier brings the loop over values.
+// float32 as 8-bit integers, whatever the vectors: a tier brings the loop over values.
 #pragma once
 
 #include <cstring>
@@ -9,6 +9,9 @@ namespace cs {
 
 struct InputScaling {
     float inv_scale, lowest, largest;
+
+    InputScaling(float factor, DType to)
+        : inv_scale(factor), lowest(to == DType::u8 ? 0.0f : -128.0f), largest(to == DType::u8 ? 255.0f : 127.0f) {}
 };
 
 using Quantize = void (*)(const float* x, int64_t size, const InputScaling& scaling, std::byte* out);
@@ -19,8 +22,7 @@ class LanesInput final : public Step {
     explicit LanesInput(const InputSpec& spec) : spec_(spec) {}
 
     void run(const Call& call) const noexcept override {
-        const bool is_unsigned = spec_.output.dtype == DType::u8;
-        const InputScaling scaling{spec_.inv_scale, is_unsigned ? 0.0f : -128.0f, is_unsigned ? 255.0f : 127.0f};
+        const InputScaling scaling(spec_.inv_scale, spec_.output.dtype);
         for (int64_t n = 0; n < call.samples; ++n) {
             const std::byte* x = call.inputs[0] + n * call.caller_bytes;
             auto* out = sample<std::byte>(call.output, spec_.output, n);
@@ -34,6 +36,23 @@ class LanesInput final : public Step {
 
   private:
     InputSpec spec_;
+};
+
+template <Quantize quantize>
+class LanesQuantize final : public Step {
+  public:
+    explicit LanesQuantize(const QuantizeSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        const InputScaling scaling(spec_.inv_scale, spec_.output.dtype);
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const float* x = sample<float>(call.inputs[0], spec_.input, n);
+            quantize(x, spec_.input.size(), scaling, sample<std::byte>(call.output, spec_.output, n));
+        }
+    }
+
+  private:
+    QuantizeSpec spec_;
 };
 
 // Null for a network of float32.

@@ -130,6 +130,12 @@ struct DequantizeSpec {
     std::vector<double> scale;  // one, or one per channel
 };
 
+// float32 within the network to 8-bit integers, as the input.
+struct QuantizeSpec {
+    Tensor input, output;
+    float inv_scale;
+};
+
 struct SoftmaxSpec {
     Tensor tensor;
 };
@@ -143,6 +149,13 @@ struct LayerNormSpec {
     Tensor tensor;
     std::vector<float> scale, shift;  // [channels]
     double epsilon;
+};
+
+// x / (bias + alpha / size * squares)**beta, squares summed over `size` channels around each.
+struct LocalResponseNormSpec {
+    Tensor tensor;
+    int size;
+    double alpha, beta, bias;
 };
 
 // Per row of the images: matrices [width, channels] times [channels, columns], or the transpose of [columns, channels].

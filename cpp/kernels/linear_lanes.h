@@ -8,9 +8,8 @@
 // weights are widened as they are loaded (VPMOVSX, port 5), so that memory holds a byte each: where they exceed the
 // cache their bytes are the bound, in it the instructions.
 //
-// The rows of a packed matrix need U = 1 or 4, and V a multiple of the lanes. Products of single weights (V = 1) have
-// no neighbours to share a vector with: routing them one by one, as the scalar kernel does, takes no longer than their
-// stores.
+// The rows of a packed matrix need U = 1 or 4, and V a multiple of the lanes. Products of single weights (U = V = 1)
+// have no neighbours to share a vector of sums with: they are multiplied in vectors and routed one by one.
 #pragma once
 
 #include <algorithm>
@@ -64,11 +63,13 @@ class Linear : public Step {
           kernels_(spec.kernels),
           padded_(static_cast<int>(round_up(spec.kernels, kLanes))),
           bias_(padded_bias(spec)),
-          scale_(padded_scale(spec)) {}
+          scale_(padded_scale(spec)),
+          in_float_(requantizes_in_float(spec)) {}
 
     size_t scratch_bytes() const override { return active_offset() + sizeof(int32_t) * (groups_ + kLanes); }
 
     void run(const Call& call) const noexcept override {
+        const RoundDown rounding(in_float_);
         auto* sums = reinterpret_cast<int32_t*>(call.scratch);
         auto* x = reinterpret_cast<int32_t*>(call.scratch + input_offset());
         auto* active = reinterpret_cast<int32_t*>(call.scratch + active_offset());
@@ -127,7 +128,8 @@ class Linear : public Step {
         const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
         for (int o = 0; o < kernels_; o += kLanes) {
             const float* scale = scale_.empty() ? nullptr : scale_.data() + o;
-            P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype);
+            P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype,
+                     in_float_);
         }
     }
 
@@ -136,6 +138,7 @@ class Linear : public Step {
     int dwords_, groups_, kernels_, padded_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
+    bool in_float_;
 };
 
 // Part of a dense matrix: the weights of up to kChunk vectors of kernels.
@@ -267,6 +270,50 @@ class LinearPacked final : public Linear<P> {
     std::vector<int32_t> target_;               // [row_blocks, entries]: first of kLanes sums
 };
 
+// A packed matrix of single weights, by rows.
+template <class P>
+class LinearSingles final : public Linear<P> {
+  public:
+    LinearSingles(const LayerSpec& s, bool select)
+        : Linear<P>(s, select, 1, s.packed->row_blocks),
+          entries_(static_cast<int>(round_up(s.packed->sets, kLanes))),
+          weight_(int64_t{s.packed->row_blocks} * entries_),
+          target_(int64_t{s.packed->row_blocks} * entries_, this->padded()) {
+        const PackedWeight& p = *s.packed;
+        const auto* from = static_cast<const typename P::Source*>(p.weights);
+        for (int64_t i = 0; i < int64_t{p.row_blocks} * p.sets; ++i) {
+            if (p.owner[i] < 0) continue;  // nobody's weights: zero, to the spare block
+            const int64_t entry = i / p.sets * entries_ + i % p.sets;
+            weight_[entry] = from[i];
+            target_[entry] = p.owner[i];
+        }
+    }
+
+  private:
+    using Sum = std::conditional_t<std::is_same_v<P, Floats>, float, int32_t>;
+
+    CS_TIER void accumulate(const int32_t* x, const int32_t* active, int count, int32_t* sums) const override {
+        std::memcpy(sums, this->bias(), sizeof(int32_t) * this->padded());
+        std::memset(sums + this->padded(), 0, sizeof(int32_t) * kLanes);
+        auto* sum = reinterpret_cast<Sum*>(sums);
+        for (int n = 0; n < count; ++n) {
+            const int64_t row = active ? active[n] : n;
+            const auto input = P::broadcast(x + row);
+            const auto* weight = weight_.data() + row * entries_;
+            const int32_t* target = target_.data() + row * entries_;
+            for (int t = 0; t < entries_; t += kLanes) {
+                Sum product[kLanes];
+                P::store(product, P::multiply_add(typename P::Vector{}, input, P::load_weight(weight + t)));
+                CS_UNROLL for (int i = 0; i < kLanes; ++i) sum[target[t + i]] += product[i];
+            }
+        }
+    }
+
+    int entries_;                               // per row, to whole vectors
+    AlignedVector<typename P::Source> weight_;  // [rows, entries]
+    std::vector<int32_t> target_;               // likewise: the sum that each belongs to
+};
+
 std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
     if (!is_linear(s)) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<LinearDense<Floats>>(s, select);
@@ -274,13 +321,17 @@ std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
 }
 
 std::unique_ptr<Step> make_linear_packed(const LayerSpec& s, bool select) {
-    if (!is_linear(s) || !s.packed || s.packed->v % kLanes) return nullptr;
+    if (!is_linear(s) || !s.packed) return nullptr;
     const int u = s.packed->u;
+    const bool is_single = u == 1 && s.packed->v == 1;
+    if (!is_single && s.packed->v % kLanes) return nullptr;
     if (s.input.dtype == DType::f32) {
+        if (is_single) return std::make_unique<LinearSingles<Floats>>(s, select);
         if (u == 1) return std::make_unique<LinearPacked<Floats, 1>>(s, select);
         return u == 4 ? std::make_unique<LinearPacked<Floats, 4>>(s, select) : nullptr;
     }
     if (!kIsExact && !requantizes_exactly(s)) return nullptr;
+    if (is_single) return std::make_unique<LinearSingles<Ones>>(s, select);
     if (u == 1) return std::make_unique<LinearPacked<Ones, 1>>(s, select);
     return u == 4 ? std::make_unique<LinearPacked<Pairs, 2>>(s, select) : nullptr;
 }

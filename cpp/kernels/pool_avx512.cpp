@@ -4,25 +4,15 @@
 // load and a VPMAXUB per pixel, whatever the strides. Means widen to 32 bits (or double for float32) on the way, so
 // that sums are exact, and are requantized as sums. Where windows reach beyond the image they are clipped, once per
 // window.
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "arithmetic.h"
 #include "avx512.h"
 #include "avx512_math.h"
+#include "pool_lanes.h"
 
 namespace cs::avx512 {
 namespace {
-
-// The pixels of a window that lie in the image.
-struct Patch {
-    const std::byte* first;
-    int64_t line_bytes, pixel_bytes;
-    int rows, columns;
-
-    int area() const { return rows * columns; }
-};
 
 template <DType kType>
 CS_AVX512 inline __m512i larger(__m512i a, __m512i b) {
@@ -98,28 +88,10 @@ class Pool final : public Step {
     }
 
     void run(const Call& call) const noexcept override {
-        const int64_t step = spec_.output.channels * static_cast<int64_t>(element_bytes(spec_.output.dtype));
-        for (int64_t n = 0; n < call.samples; ++n) {
-            const auto* image = sample<std::byte>(call.inputs[0], spec_.input, n);
-            auto* out = sample<std::byte>(call.output, spec_.output, n);
-            for (int y = 0; y < spec_.output.height; ++y) {
-                for (int x = 0; x < spec_.output.width; ++x, out += step) reduce(patch(image, y, x), out);
-            }
-        }
+        for_each_window(spec_, call, [this](const Patch& patch, std::byte* out) { reduce(patch, out); });
     }
 
   private:
-    Patch patch(const std::byte* image, int y, int x) const {
-        const Tensor& in = spec_.input;
-        const Window& w = spec_.window;
-        const int top = y * w.stride_h - w.pad_top, left = x * w.stride_w - w.pad_left;
-        const int first_row = std::max(0, top), first_column = std::max(0, left);
-        const int64_t pixel = in.channels * static_cast<int64_t>(element_bytes(in.dtype)), line = in.width * pixel;
-        return {image + first_row * line + first_column * pixel, line, pixel,
-                std::min(in.height, top + w.kernel_h) - first_row,
-                std::min(in.width, left + w.kernel_w) - first_column};
-    }
-
     void reduce(const Patch& p, std::byte* out) const {
         switch (spec_.input.dtype) {
             case DType::u8:

@@ -21,9 +21,11 @@ std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
 std::unique_ptr<Step> concat(const ConcatSpec&);
 std::unique_ptr<Step> dequantize(const DequantizeSpec&);
+std::unique_ptr<Step> quantize(const QuantizeSpec&);
 std::unique_ptr<Step> softmax(const SoftmaxSpec&);
 std::unique_ptr<Step> gelu(const GeluSpec&);
 std::unique_ptr<Step> layer_norm(const LayerNormSpec&);
+std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec&);
 std::unique_ptr<Step> matmul(const MatMulSpec&);
 std::unique_ptr<Step> transpose(const TransposeSpec&);
 

@@ -34,12 +34,16 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
         {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
         CS_X86({"conv_lanes8", Tier::avx2, Mode::dense, avx2::conv_dense},
                {"conv_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::conv_sparse_dense},
+               {"conv_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::conv_sparse_sparse},
+               {"depthwise_lanes8", Tier::avx2, Mode::dense, avx2::depthwise},
                {"linear_lanes8", Tier::avx2, Mode::dense, avx2::linear_dense},
                {"linear_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_dense_select},
                {"linear_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::linear_sparse_dense},
                {"linear_packed_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_sparse_sparse},
                {"conv_lanes16", Tier::avx512, Mode::dense, avx512::conv_dense},
                {"conv_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::conv_sparse_dense},
+               {"conv_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::conv_sparse_sparse},
+               {"depthwise_lanes16", Tier::avx512, Mode::dense, avx512::depthwise},
                {"linear_lanes16", Tier::avx512, Mode::dense, avx512::linear_dense},
                {"linear_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::linear_dense_select},
                {"linear_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::linear_sparse_dense},
@@ -96,14 +100,16 @@ template <>
 const std::vector<Kernel<PoolSpec>>& kernels() {
     static const std::vector<Kernel<PoolSpec>> table = {
         {"pool", Tier::scalar, Mode::none, scalar::pool},
-        CS_X86({"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
+        CS_X86({"pool_vector", Tier::avx2, Mode::none, avx2::pool},
+               {"pool_vector", Tier::avx512, Mode::none, avx512::pool})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<AddSpec>>& kernels() {
     static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add},
-                                                       CS_X86({"add_vector", Tier::avx512, Mode::none, avx512::add})};
+                                                       CS_X86({"add_vector", Tier::avx2, Mode::none, avx2::add},
+                                                              {"add_vector", Tier::avx512, Mode::none, avx512::add})};
     return table;
 }
 
@@ -124,6 +130,15 @@ const std::vector<Kernel<DequantizeSpec>>& kernels() {
 }
 
 template <>
+const std::vector<Kernel<QuantizeSpec>>& kernels() {
+    static const std::vector<Kernel<QuantizeSpec>> table = {
+        {"quantize", Tier::scalar, Mode::none, scalar::quantize},
+        CS_X86({"quantize_vector", Tier::avx2, Mode::none, avx2::quantize},
+               {"quantize_vector", Tier::avx512, Mode::none, avx512::quantize})};
+    return table;
+}
+
+template <>
 const std::vector<Kernel<SoftmaxSpec>>& kernels() {
     static const std::vector<Kernel<SoftmaxSpec>> table = {{"softmax", Tier::scalar, Mode::none, scalar::softmax}};
     return table;
@@ -139,6 +154,13 @@ template <>
 const std::vector<Kernel<LayerNormSpec>>& kernels() {
     static const std::vector<Kernel<LayerNormSpec>> table = {
         {"layer_norm", Tier::scalar, Mode::none, scalar::layer_norm}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<LocalResponseNormSpec>>& kernels() {
+    static const std::vector<Kernel<LocalResponseNormSpec>> table = {
+        {"local_response_norm", Tier::scalar, Mode::none, scalar::local_response_norm}};
     return table;
 }
 

@@ -26,9 +26,11 @@ from csengine.graph import (
     Input,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
@@ -117,8 +119,8 @@ class CppProgram:
         split_above: float,
     ) -> None:
         self._graph, self._mode, self._tier = graph, mode, tier
-        builder = _require_native().Builder(tier, _native_mode(mode), measure, False, threads, split_above)
-        self._native = _Lowering(graph, builder, kernels).build()
+        options = (_native_mode(mode), measure, False, threads, split_above, _weight_bytes(graph))
+        self._native = _Lowering(graph, _require_native().Builder(tier, *options), kernels).build()
         self._shape = graph.output_type.shape
 
     def run(self, x: Array) -> Array:
@@ -132,7 +134,7 @@ class CppProgram:
     def trace(self, x: Array) -> Mapping[str, Array]:
         """Every node's tensor, from a program without fusion."""
         require_finite(x)
-        builder = _require_native().Builder(self._tier, _native_mode(self._mode), False, True, 1, SPLIT_ABOVE)
+        builder = _require_native().Builder(self._tier, _native_mode(self._mode), False, True, 1, SPLIT_ABOVE, 0)
         lowering = _Lowering(self._graph, builder, {}, fuse=False)
         tensors = lowering.build().trace(x)
         shapes = {name: kind.shape for name, kind in self._graph.types.items()}
@@ -155,6 +157,12 @@ class CppProgram:
         require_finite(x)
         nodes = [row[0] for row in self._native.choices()]
         return dict(zip(nodes, self._native.profile(x), strict=True))
+
+
+def _weight_bytes(graph: Graph) -> int:
+    """Of all layers, as they are stored."""
+    weights = (node.weight for node in graph.nodes if isinstance(node, (Conv2d, Linear)))
+    return sum(w.weights.nbytes if isinstance(w, PackedMatrix) else w.nbytes for w in weights)
 
 
 def _native_mode(mode: Mode) -> str:
@@ -217,12 +225,17 @@ class _Lowering:
                 builder.concat(node.name, list(inputs), output, _pair(node.requantization))
             case Dequantize():
                 builder.dequantize(node.name, *inputs, output, node.scale)
+            case Quantize():
+                builder.quantize(node.name, *inputs, output, float(node.inv_scale))
             case Softmax():
                 builder.softmax(node.name, *inputs, output)
             case Gelu():
                 builder.gelu(node.name, *inputs, output, node.approximate == "tanh")
             case LayerNorm():
                 builder.layer_norm(node.name, *inputs, output, node.scale, node.shift, node.epsilon)
+            case LocalResponseNorm():
+                factors = (node.size, node.alpha, node.beta, node.bias)
+                builder.local_response_norm(node.name, *inputs, output, *factors)
             case MatMul():
                 builder.matmul(node.name, *inputs, output, node.transposed)
             case Transpose():

@@ -45,9 +45,11 @@ from csengine.graph import (
     Graph,
     LayerNorm,
     Linear,
+    LocalResponseNorm,
     MatMul,
     MaxPool,
     Node,
+    Quantize,
     Relu,
     Requantization,
     Reshape,
@@ -617,9 +619,11 @@ _KERNEL_NAMES: Mapping[type[Node], str] = {
     Add: "add",
     Concat: "concat",
     Dequantize: "dequantize",
+    Quantize: "quantize",
     Softmax: "softmax",
     Gelu: "gelu",
     LayerNorm: "layer_norm",
+    LocalResponseNorm: "local_response_norm",
     MatMul: "matmul",
     Transpose: "transpose",
 }
@@ -668,6 +672,8 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
         case Dequantize():
             scale = np.broadcast_to(node.scale, x.shape[-1:])
             return [(kernels.dequantize, (_places(x), _aligned(scale), _places(out)))]
+        case Quantize():
+            return [(kernels.quantize, (x.reshape(-1), node.inv_scale, out.reshape(-1)))]
         case Softmax():
             return [(kernels.softmax, (_places(x), _places(out)))]
         case Gelu():
@@ -675,6 +681,9 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
         case LayerNorm():
             scale, shift = _aligned(node.scale), _aligned(node.shift)
             return [(kernels.layer_norm, (_places(x), scale, shift, node.epsilon, _places(out)))]
+        case LocalResponseNorm():
+            factors = (node.size // 2, node.alpha / node.size, node.beta, node.bias)
+            return [(kernels.local_response_norm, (_places(x), *factors, _places(out)))]
         case _:
             raise BackendUnavailableError(f"{node.name}: the Numba backend has no kernel for {type(node).__name__}")
 

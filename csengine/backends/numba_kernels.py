@@ -773,7 +773,7 @@ def average_pool(x: Array, ratio: Array | None, counts: bool, window: tuple[int,
 def quantize(x: Array, inv_scale: Any, out: Array) -> int:
     """`clamp(rint(x * inv_scale))` of float32 `[n]`, one float32 multiplication, or x itself if inv_scale is None.
 
-    Returns how many values are not finite.
+    NaN gives the least integer. Returns how many values are not finite.
     """
     outliers = 0
     for i in prange(x.size):
@@ -782,7 +782,7 @@ def quantize(x: Array, inv_scale: Any, out: Array) -> int:
             out[i] = x[i]
         else:
             limits = _limits(out)
-            out[i] = min(max(np.rint(x[i] * inv_scale), np.float32(limits[0])), np.float32(limits[1]))
+            out[i] = min(max(np.float32(limits[0]), np.rint(x[i] * inv_scale)), np.float32(limits[1]))
     return outliers
 
 
@@ -879,6 +879,18 @@ def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float, out: Array)
         factor = 1.0 / math.sqrt(variance / channels + epsilon)
         for channel in range(channels):
             out[place, channel] = np.float32((x[place, channel] - mean) * factor * scale[channel] + shift[channel])
+
+
+@Kernel
+def local_response_norm(x: Array, half: int, alpha: float, beta: float, bias: float, out: Array) -> None:
+    """`x / (bias + alpha * squares)**beta` of float32 `[places, C]`, in double; squares of `half` channels around."""
+    channels = x.shape[1]
+    for place in prange(x.shape[0]):
+        for channel in range(channels):
+            squares = 0.0
+            for other in range(max(0, channel - half), min(channels, channel + half + 1)):
+                squares += np.float64(x[place, other]) ** 2
+            out[place, channel] = np.float32(x[place, channel] / (bias + alpha * squares) ** beta)
 
 
 @Kernel

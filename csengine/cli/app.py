@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _message(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return printable("; ".join(filter(None, lines)) or type(error).__name__)
+    """What went wrong, in one line; a list has a line for each of its items."""
+    lines = [printable(line.strip()) for line in str(error).splitlines() if line.strip()]
+    is_list = bool(lines) and lines[0].endswith(":")
+    return ("\n  " if is_list else "; ").join(lines) or type(error).__name__

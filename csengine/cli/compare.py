@@ -23,9 +23,11 @@ _EXAMPLES = """\
   csengine compare a.safetensors b.safetensors --input x.npy --json
   csengine compare model.onnx model.safetensors --plot errors.png   against ONNX Runtime; needs csengine[onnx]
 
-Integers are compared bit for bit, float32 within --tolerance. Tensors of different types or scales are compared by the
-real numbers that they stand for. Places are (sample, row, column, channel). With an ONNX model, the tolerance is of
-the result's relative error (root mean square): 1e-4, or 0.1 for integers. Exit status 1 says that something differs.
+Integers are compared bit for bit, float32 within --tolerance, and integers that were made from float32 within the
+network, whose rounding a last bit may decide, within 2 % of the largest. Tensors of different types or scales are
+compared by the real numbers that they stand for. Places are (sample, row, column, channel). With an ONNX model, the
+tolerance is of the result's relative error (root mean square): 1e-4, or 0.1 for integers. Exit status 1 says that
+something differs.
 """
 _RESULT, _NEITHER = "(result of run)", "not comparable"
 
@@ -65,7 +67,7 @@ def register(commands: options.Commands) -> None:
     parser.add_argument("--input", metavar="FILE", help="samples to run on (default: random)")
     batch = options.integer(1, options.MAX_BATCH)
     parser.add_argument("-b", "--batch", type=batch, metavar="N", help="batch size (default: all of FILE, or 4)")
-    help = "of float32, relative to a tensor's largest magnitude (default: 1e-5); see below for ONNX models"
+    help = "of float32, relative to a tensor's largest magnitude (default: 1e-5, see below)"
     parser.add_argument("--tolerance", type=_tolerance, metavar="X", help=help)
     help = "draw the errors into this file (against an ONNX model only)"
     parser.add_argument("--plot", metavar="FILE", help=help)
@@ -91,9 +93,8 @@ def execute(arguments: argparse.Namespace) -> int:
     if is_source(arguments.b) or arguments.plot is not None:
         raise ValueError("an ONNX model comes first: compare model.onnx model.safetensors; --plot needs one")
     sides = _sides(arguments)
-    tolerance = measure.FLOAT_TOLERANCE if arguments.tolerance is None else arguments.tolerance
     x = samples_for(sides[0][1], arguments.batch, arguments.seed, arguments.input, arguments.array, random=4)
-    rows = _compare(sides[0][1], sides[1][1], x, tolerance)
+    rows = _compare(sides[0][1], sides[1][1], x, arguments.tolerance)
     first = next((row for row in rows if row.status == "different"), None)
     report = {"a": sides[0][0], "b": sides[1][0], "batch": len(x), "equal": first is None, "first": first, "rows": rows}
     print(output.json_text(report) if arguments.json else _text(report))
@@ -117,7 +118,7 @@ def _sides(arguments: argparse.Namespace) -> list[tuple[str, Engine]]:
     return sides
 
 
-def _compare(a: Engine, b: Engine, x: Array, tolerance: float) -> list[Row]:
+def _compare(a: Engine, b: Engine, x: Array, tolerance: float | None) -> list[Row]:
     """Every tensor that both have, in the order of A, then the result of `run`, in which steps may be fused."""
     if a.input_shape != b.input_shape:
         raise ValueError(f"A takes inputs {a.input_shape}, B takes {b.input_shape}; expected the same shape")
@@ -133,11 +134,11 @@ def _compare(a: Engine, b: Engine, x: Array, tolerance: float) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Values, what they stand for, and whether they are defined bit for bit."""
+    """Values, what they stand for, and how exactly they are defined (`measure.tolerance_of`)."""
 
     values: Array
     kind: TensorType
-    is_exact: bool
+    tolerance: float
 
     def real(self) -> Array | None:
         """The real numbers that it stands for; None for accumulators, whose scale no one recorded."""
@@ -150,13 +151,16 @@ def _tensors(engine: Engine, x: Array) -> dict[str, _Tensor]:
     """Every tensor of a network, and the result."""
     graph = engine.model.graph
     values = dict(engine.trace(x))
-    kinds = {name: (graph.types[name], measure.is_exact(graph, name)) for name in values}
+    kinds = {name: (graph.types[name], measure.tolerance_of(graph, name)) for name in values}
     found = {name: _Tensor(values[name], *kinds[name]) for name in values}
     return {**found, _RESULT: _Tensor(engine.run(x), *kinds[graph.output.name])}
 
 
-def _compare_tensors(name: str, a: _Tensor, b: _Tensor, tolerance: float) -> Row:
-    """How two tensors compare: as they are if they are of one type and scale, else as real numbers."""
+def _compare_tensors(name: str, a: _Tensor, b: _Tensor, tolerance: float | None) -> Row:
+    """How two tensors compare: as they are if they are of one type and scale, else as real numbers.
+
+    tolerance: None takes the tensors' own.
+    """
     if a.values.shape != b.values.shape:
         return Row(name, "different", f"shapes {a.values.shape} and {b.values.shape}")
     alike = (a.kind.dtype, a.kind.scale) == (b.kind.dtype, b.kind.scale)
@@ -167,8 +171,9 @@ def _compare_tensors(name: str, a: _Tensor, b: _Tensor, tolerance: float) -> Row
     largest, count = float(difference.max(initial=0.0)), int(np.count_nonzero(difference))
     if not count:
         return Row(name, "equal", elements=difference.size)
-    must_equal = alike and a.is_exact and b.is_exact
-    allowed = 0.0 if must_equal else tolerance * measure.magnitude(left)
+    own = max(a.tolerance, b.tolerance)
+    given = max(own, measure.FLOAT_TOLERANCE) if tolerance is None else tolerance
+    allowed = 0.0 if alike and own == 0 else given * measure.magnitude(left)
     is_close = largest <= allowed
     first = tuple(int(i) for i in np.argwhere(difference > (0.0 if is_close else allowed))[0])
     status, values = "close" if is_close else "different", (float(left[first]), float(right[first]))

@@ -305,7 +305,8 @@ class _Files:
 
 def _tolerance(entry: Entry) -> float:
     if entry.peer == catalogue.OWN:
-        return measure.FLOAT_TOLERANCE
+        graph = entry.model.graph
+        return max(measure.FLOAT_TOLERANCE, measure.tolerance_of(graph, graph.output.name))
     winners = functions.has_winners(entry.model.graph)
     allowed = catalogue.TOLERANCE_WITH_WINNERS if winners else catalogue.TOLERANCE
     return allowed[catalogue.precision_of(entry.peer, entry.variant)]

@@ -21,9 +21,10 @@ _EXAMPLES = """\
   csengine convert model.onnx -o model.safetensors --calibrate samples.npz --block 4x16
   csengine convert quantized.onnx -o model.safetensors   keep the scales of a quantized model (QDQ)
 
-Sparse layers are packed. With --calibrate the network becomes an integer one; the report says what that changed, per
-layer, and whose scale each tensor has. Where ONNX Runtime is installed, the import and the packed model are compared
-with the source (`csengine compare` shows every tensor). Needs the extra csengine[onnx].
+Sparse layers are packed. With --calibrate the network becomes an integer one, but for what has no integer form; the
+report says what that changed, per layer, and whose scale each tensor has. Where ONNX Runtime is installed, the import
+and the packed model are compared with the source (`csengine compare` shows every tensor). Needs the extra
+csengine[onnx].
 """
 
 Array = NDArray[Any]
@@ -59,13 +60,13 @@ def execute(arguments: argparse.Namespace) -> int:
         percentile=arguments.percentile,
         default=None if arguments.block is None else Packing(block=arguments.block),
     )
-    container.save(model, arguments.output)
-    written = shipped.load_model(arguments.output)
     x = source.random(1) if samples is None else samples[:4]
+    checks = _checks(source, model, x, arguments.no_check)  # a wrong import is not written
+    container.save(model, arguments.output)
     report = {
         "output": arguments.output,
-        "bytes": written.bytes,
-        **_checks(source, written.model, x, arguments.no_check),
+        "bytes": shipped.load_model(arguments.output).bytes,
+        **checks,
         "layers": errors,
         "scales": _origins(source, model),
     }

@@ -14,7 +14,7 @@ from csengine.container import Model
 from csengine.engine import BACKENDS
 from csengine.errors import BackendUnavailableError, CsengineError
 from csengine.graph import Graph, Input, Relu
-from csengine.resources import allowed_cpus, cpu_model, default_threads
+from csengine.resources import allowed_cpus, cpu_model, default_threads, has_vnni
 
 
 def describe() -> dict[str, Any]:
@@ -28,6 +28,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "versions": _versions(),
         "tiers": tiers(),
+        "vnni": has_vnni(),
         "forced_tier": os.environ.get("CSENGINE_ISA"),
         "planner": os.environ.get("CSENGINE_PLANNER", "measure"),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
@@ -77,17 +76,14 @@ def synth(arguments: argparse.Namespace) -> int:
 def planned(arguments: argparse.Namespace) -> Plan:
     """The plan that the arguments ask for."""
     from csengine.fpga import plan as plans
-
-    graph = shipped.load_model(arguments.model).model.graph
-    fits = None if arguments.device is None else _fits(arguments.device)
-    return plans.plan(graph, arguments.cycles, arguments.mode, arguments.products, fits)
-
-
-def _fits(device: str) -> Callable[[Plan], bool]:
     from csengine.fpga.devices import DEVICES
     from csengine.fpga.estimate import estimate
 
-    return lambda made: DEVICES[device].resources.fits(estimate(made)) > 0
+    graph = shipped.load_model(arguments.model).model.graph
+    device = None if arguments.device is None else DEVICES[arguments.device].resources
+    fits = None if device is None else lambda made: device.fits(estimate(made)) > 0
+    ultra = device is not None and device.uram > 0
+    return plans.plan(graph, arguments.cycles, arguments.mode, arguments.products, fits, ultra)
 
 
 def _record(made: Plan) -> dict[str, object]:
@@ -134,7 +130,8 @@ def _text(made: Plan) -> str:
             ("samples per second", speeds),
             ("products per clock", f"{made.products:,}"),
             ("multipliers", f"{made.multipliers:,}, requantization included"),
-            ("estimated", f"{needs.lut:,.0f} LUT, {needs.ff:,.0f} FF, {needs.dsp:,} DSP, {needs.bram:,g} block RAMs"),
+            ("estimated", f"{needs.lut:,.0f} LUT, {needs.ff:,.0f} FF, {needs.dsp:,} DSP"),
+            ("estimated memory", f"{needs.bram:,g} block RAMs, {needs.uram:,g} UltraRAMs"),
             ("fit by estimate", ", ".join(f"{it.resources.fits(needs)} on {it.name}" for it in DEVICES.values())),
         ]
     )

@@ -6,6 +6,7 @@ recorded counts. Multipliers are exact but for what Yosys splits.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import ceil
 
 from csengine.fpga.devices import Resources
@@ -30,20 +31,28 @@ def estimate(plan: Plan) -> Resources:
 
 def _engine(layer: Layer) -> Resources:
     """Weights, multipliers, totals, the sum over lanes."""
+    lut, ff = _selected(layer) if layer.selects else _addressed(layer)
+    ff += layer.lanes * 2 * layer.row_bits
+    one = _ultra(layer.rows, layer.row_bits) if layer.ultra else _memory(layer.rows, layer.row_bits)
+    weights = Resources(**{name: layer.lanes * n for name, n in asdict(one).items()})
+    return _sum([Resources(lut, ff, layer.multipliers, 0, 0), weights])
+
+
+def _selected(layer: Layer) -> tuple[float, float]:
+    """Look-up tables and registers of products that are routed by select: an adder tree and a total per slot."""
+    sums, additions = layer.outputs * layer.slots, layer.lanes - 1
+    lut = layer.products * 8 + sums * (additions * 17.3 + 2 * layer.sum_bits)
+    ff = layer.products * (17 + 16 * layer.slots) + sums * (additions * 19.5 + 2 * layer.sum_bits)
+    return lut, ff
+
+
+def _addressed(layer: Layer) -> tuple[float, float]:
+    """The same by address: totals in memories of every lane, then one adder tree."""
     bits, products = layer.lane_bits, layer.products
     additions = layer.outputs * (layer.lanes - 1)
-    lut = products * (_total_lut(layer) + 4.5) + additions * (bits + 1)
-    ff = products * (bits * (2 if layer.slots == 1 else 1) + 33) + additions * (bits + 3)
-    ff += layer.lanes * 2 * layer.row_bits
-    weights = _memory(layer.rows, layer.row_bits)
-    return Resources(lut + layer.lanes * weights.lut, ff, layer.multipliers, layer.lanes * weights.bram, 0)
-
-
-def _total_lut(layer: Layer) -> float:
-    """Look-up tables of one column's totals in one lane."""
-    if layer.slots == 1:
-        return 2 * layer.lane_bits + 1
-    return 6.3 * layer.lane_bits + 16 + 0.045 * layer.lane_bits * max(0, layer.slots - 32)
+    total = 6.3 * bits + 16 + 0.045 * bits * max(0, layer.slots - 32)
+    lut = products * (total + 4.5) + additions * (bits + 1)
+    return lut, products * (bits + 33) + additions * (bits + 3)
 
 
 def _input(layer: Layer) -> Resources:
@@ -84,6 +93,12 @@ def _memory(rows: int, bits: int) -> Resources:
         return Resources(8 * ceil(bits / (14 if rows <= _SHALLOW // 2 else 7)), 0, 0, 0, 0)
     across = next((across for deep, across in _ACROSS if rows <= deep), _ACROSS[-1][1])
     return Resources(0, 0, 0, ceil(rows / _ACROSS[-1][0]) * ceil(2 * bits / across) / 2, 0)
+
+
+def _ultra(rows: int, bits: int) -> Resources:
+    """A memory of so many rows in UltraRAM of 4096 x 72 bits, and the choice among those that follow one another."""
+    deep = ceil(rows / 4096)
+    return Resources(bits * (deep - 1) / 3, 0, 0, 0, deep * ceil(bits / 72))
 
 
 def _sum(parts: list[Resources]) -> Resources:

@@ -157,6 +157,8 @@ def _layer_instance(i: int, layer: Layer) -> list[str]:
         "Slots": layer.slots,
         "DrainStep": layer.drain_step,
         "LaneBits": layer.lane_bits,
+        "Select": int(layer.selects),
+        "RamStyle": '"ultra"' if layer.ultra else '"auto"',
     }
     n = f"n{i}"
     wires = {

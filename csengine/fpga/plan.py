@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine.errors import UnsupportedModelError
-from csengine.graph import KWTA, MAGNITUDE, Conv2d, Graph, Linear, MaxPool, Node, Reshape, TensorType
+from csengine.graph import KWTA, MAGNITUDE, Conv2d, Graph, Linear, MaxPool, Node, Quantize, Reshape, TensorType
 from csengine.packing import PackedMatrix
 
 Mode: TypeAlias = Literal["sparse-sparse", "sparse-dense", "dense"]
@@ -47,7 +47,8 @@ class Layer:
 
     entries, indexed: what a position of the input holds: winners with their channel, or all channels. absolute: the
     index is that of the whole input. winners: k of the k-WTA that follows, 0 for none; pool: where the 2 x 2 maximum
-    stands to it. channel_of: of a convolution, the channel at each place (beat, column), -1 for none.
+    stands to it. channel_of: of a convolution, the channel at each place (beat, column), -1 for none. ultra: whether
+    the weights are in UltraRAM.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Layer:
     winners: int
     scatter: bool
     channel_of: tuple[int, ...]
+    ultra: bool
 
     @property
     def lanes(self) -> int:
@@ -128,6 +130,14 @@ class Layer:
     def drain_step(self) -> int:
         """Clocks between these beats: a linear layer's way out takes one value per clock."""
         return self.outputs if self.is_linear else 1
+
+    @property
+    def selects(self) -> bool:
+        """Whether products are routed by select; by address if that takes less logic.
+
+        Select has an adder per lane and slot and two registers per slot; address a memory with its adder per lane.
+        """
+        return self.slots * (1 + 1 / self.lanes) <= 5
 
     @property
     def row_bits(self) -> int:
@@ -316,6 +326,7 @@ def plan(
     mode: Mode = "sparse-sparse",
     products: int | None = None,
     fits: Callable[[Plan], bool] | None = None,
+    ultra: bool = False,
 ) -> Plan:
     """The cheapest pipeline for a network within a budget.
 
@@ -327,10 +338,11 @@ def plan(
         products: instead of cycles, 8-bit products per clock that the pipeline may make; the fastest such plan.
         fits: instead of cycles, whether a device can hold a plan; the fastest that it says yes to. Plans that take
             more clocks must need no more of the device.
+        ultra: whether the device has UltraRAM, which then holds the large memories of weights.
 
     Raises UnsupportedModelError where no pipeline can hold the network, or none meets the budget.
     """
-    chain = [(link, list(_variants(link))) for link in _chain(graph, mode)]
+    chain = [(link, list(_variants(link, ultra))) for link in _chain(graph, mode)]
     if products is not None:
         return _fastest(graph, chain, lambda made: made.products <= products, f"{products} products per clock")
     if fits is not None:
@@ -346,7 +358,7 @@ def cheapest_layer(graph: Graph, name: str, cycles: int, mode: Mode = "sparse-sp
     Raises UnsupportedModelError as `plan` does, KeyError where the network has no such layer.
     """
     links = {link.node.name: link for link in _chain(graph, mode)}
-    return _cheapest(links[name], list(_variants(links[name])), cycles)
+    return _cheapest(links[name], list(_variants(links[name], ultra=False)), cycles)
 
 
 def holds(made: Plan, graph: Graph) -> bool:
@@ -366,7 +378,7 @@ def _is_variant(layer: Layer, link: _Link) -> bool:
     return any(
         variant.total_bits <= layer.total_bits
         and _with_channels(replace(variant, total_bits=layer.total_bits), link) == layer
-        for variant in _variants(link)
+        for variant in _variants(link, layer.ultra)
     )
 
 
@@ -441,7 +453,7 @@ def _cheapest(link: _Link, variants: list[Layer], cycles: int) -> Layer:
     return _with_channels(min(cheap, key=lambda layer: (layer.weight_bits, layer.cycles)), link)
 
 
-def _variants(link: _Link) -> Iterator[Layer]:
+def _variants(link: _Link, ultra: bool) -> Iterator[Layer]:
     """All sensible lanes and passes of a layer."""
     base, units = link.base, link.sets
     for passes in _steps(units):
@@ -455,7 +467,7 @@ def _variants(link: _Link) -> Iterator[Layer]:
             for entry_lanes in _steps(base.entries):
                 layer = replace(shared, tap_lanes=tap_lanes, entry_lanes=entry_lanes)
                 if layer.sum_bits <= 32:
-                    yield _timed(layer, link.node)
+                    yield replace(_timed(layer, link.node), ultra=ultra and _is_large(layer))
 
 
 def _timed(layer: Layer, node: Conv2d | Linear) -> Layer:
@@ -471,6 +483,15 @@ def _timed(layer: Layer, node: Conv2d | Linear) -> Layer:
     bias = 0 if node.bias is None else int(np.abs(node.bias.astype(np.int64)).max(initial=0))
     narrow = layer.requantize and layer.sum_bits <= 27 and (1 << layer.sum_bits - 1) + bias < 1 << 26
     return replace(layer, interval=interval, total_bits=27 if narrow else 32)
+
+
+def _is_large(layer: Layer) -> bool:
+    """Whether a lane's memory takes a smaller share of a large device as UltraRAM than as block RAM.
+
+    An UltraRAM holds 4096 rows of 72 bits, a block RAM 1024 rows of 36; a device has about two of these per UltraRAM.
+    """
+    ultra = ceil(layer.rows / 4096) * ceil(layer.row_bits / 72)
+    return ceil(layer.rows / 1024) * ceil(layer.row_bits / 36) > 2 * ultra
 
 
 def _steps(n: int) -> list[int]:
@@ -495,6 +516,13 @@ class _Link:
     output_type: TensorType
 
 
+def _refuse_islands(graph: Graph) -> None:
+    """Raise UnsupportedModelError if float32 becomes integers again: the host computes what follows a pipeline."""
+    back = next((node.name for node in graph.nodes if isinstance(node, Quantize)), None)
+    if back is not None:
+        raise UnsupportedModelError(f"{back} quantizes float32 within the network; a pipeline computes integers only")
+
+
 def _chain(graph: Graph, mode: Mode) -> list[_Link]:
     """The network's layers with what follows each."""
     if not graph.types[graph.input.name].is_integer:
@@ -503,6 +531,7 @@ def _chain(graph: Graph, mode: Mode) -> list[_Link]:
     previous = graph.input.name
     for node in graph.nodes[1:]:
         if not graph.types[node.name].is_integer:
+            _refuse_islands(graph)
             break
         if node.inputs != (previous,):
             raise UnsupportedModelError(f"{node.name} reads {node.inputs}; a pipeline holds chains only")
@@ -561,6 +590,7 @@ def _link(graph: Graph, node: Conv2d | Linear, links: list[_Link], mode: Mode) -
         winners=0,
         scatter=mode != "sparse-sparse",
         channel_of=(),
+        ultra=False,
     )
     if packed is not None:
         _check_places(node.name, packed)

@@ -369,7 +369,9 @@ class Builder:
         self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None = None
     ) -> Value:
         """Matrix product `[..., features] @ [features, O]`; over several positions a 1 x 1 convolution."""
-        outputs = weight.shape[1]
+        inputs, outputs = weight.shape
+        if inputs != value.shape[-1]:
+            raise UnsupportedError(f"multiplies {value.shape} by a matrix of {inputs} x {outputs}, which does not fit")
         bias = None if bias is None else np.ascontiguousarray(np.broadcast_to(bias, outputs), np.float32)
         if len(value.shape) > 1:
             return self._linear_of_positions(name, value, np.ascontiguousarray(weight, np.float32), bias, packing)

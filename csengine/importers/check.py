@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from csengine import reference
-from csengine.errors import BackendUnavailableError, ShapeError, UnsupportedModelError
+from csengine.errors import BackendUnavailableError, ModelFormatError, ShapeError, UnsupportedModelError
 from csengine.graph import Affine, Clip, Graph, Relu
 from csengine.importers.builder import Value
 from csengine.importers.onnx import Imported
@@ -65,7 +65,7 @@ def check(model: Any, imported: Imported, x: Array, graph: Graph | None = None) 
 
     x: float32 `[B, ...]` in NHWC. graph: what was made from `imported.graph`, for instance by quantization; None for
     that itself. Integers are compared by the real numbers that they stand for. Raises BackendUnavailableError,
-    ShapeError.
+    ModelFormatError (ONNX Runtime cannot run the source), ShapeError.
     """
     graph = graph or imported.graph
     if graph.input.shape != imported.graph.input.shape or graph.output_type.shape != imported.graph.output_type.shape:
@@ -120,22 +120,38 @@ def _run(model: Any, imported: Imported, x: Array, names: list[str]) -> Mapping[
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailableError(f"comparing needs ONNX Runtime: pip install onnxruntime ({error})") from error
-    model = _with_outputs(model, names)
+    x = np.ascontiguousarray(imported.graph.to_caller(x))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (source,) = (item for item in session.get_inputs() if item.name == imported.source)
-    x = np.ascontiguousarray(imported.graph.to_caller(x))
+    content = _with_outputs(model, names).SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return _run_session(session, imported.source, x)
+    except Exception as error:  # its errors have no class in common
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise ModelFormatError(f"ONNX Runtime cannot run the model ({error!s:.300}); export it again") from error
+
+
+def _run_session(session: Any, name: str, x: Array) -> Mapping[str, Array]:
+    """All outputs for a batch of any size, and the input under its name."""
+    (source,) = (item for item in session.get_inputs() if item.name == name)
     kinds = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
     x = x.astype(kinds.get(source.type, np.float32))
-    size = source.shape[0] if isinstance(source.shape[0], int) else 1
+    size = source.shape[0] if isinstance(source.shape[0], int) and source.shape[0] else 1
     count = -(-len(x) // size) * size
     filled = x[np.arange(count) % len(x)]
     outputs = [item.name for item in session.get_outputs()]
     parts = [session.run(outputs, {source.name: filled[i : i + size]}) for i in range(0, count, size)]
-    joined = (np.concatenate(tensors)[: len(x)].astype(np.float64) for tensors in zip(*parts, strict=True))
-    return {source.name: x.astype(np.float64), **dict(zip(outputs, joined, strict=True))}
+    joined = (np.concatenate([_with_batch(part, size) for part in tensors]) for tensors in zip(*parts, strict=True))
+    results = [tensor[: len(x)].astype(np.float64) for tensor in joined]
+    return {source.name: x.astype(np.float64), **dict(zip(outputs, results, strict=True))}
+
+
+def _with_batch(tensor: Array, size: int) -> Array:
+    """A tensor whose batch axis may have been squeezed."""
+    return tensor if tensor.shape[:1] == (size,) or tensor.size % size else tensor.reshape(size, -1)
 
 
 def _with_outputs(model: Any, names: list[str]) -> Any:

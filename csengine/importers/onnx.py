@@ -26,6 +26,7 @@ from csengine.quantization import KnownScales
 
 Array = NDArray[Any]
 _DOMAINS = ("", "ai.onnx")
+_BRANCHES = frozenset({"If", "Loop", "Scan"})
 _RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
 
 
@@ -149,7 +150,8 @@ class _Importer:
         label = f"{node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
         operation = OPERATIONS.get(node.op_type) if node.domain in _DOMAINS else None
         known, names = self.state.known, [name for name in node.input if name]
-        if all(isinstance(known.get(name), np.ndarray) for name in names) and node.op_type not in _RANDOM:
+        is_constant = all(isinstance(known.get(name), np.ndarray) for name in names)
+        if is_constant and node.op_type not in _RANDOM | _BRANCHES:
             self._fold(node, label)
         elif operation is None:
             remedy = REMEDIES.get(node.op_type, f"replace it by operations that have: {', '.join(OPERATIONS)}")
@@ -164,6 +166,8 @@ class _Importer:
             self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
         except GraphError as error:
             self.problems.append(f"{label}: {error}")
+        except (ValueError, IndexError, TypeError, ArithmeticError) as error:  # what the checker of ONNX does not see
+            self.problems.append(f"{label}: does not fit what it reads ({error!s:.200}); export the model again")
         else:
             self.state.known.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=False))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from csengine.graph import AveragePool, Clip, Gelu, MaxPool, Relu
+from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, MaxPool, Relu
 from csengine.importers import onnx_winners as winners
 from csengine.importers import sequences
 from csengine.importers.builder import (
@@ -149,8 +149,11 @@ def gemm(call: Call) -> Result:
 def matmul(call: Call) -> Result:
     if not any(isinstance(operand, np.ndarray) for operand in call.operands):
         return sequences.matmul(call.state.builder, call.name, call.tensor(0), call.tensor(1))
-    weight = call.constant(1)
+    is_left = isinstance(call.operand(0), np.ndarray)
+    weight = call.constant(0 if is_left else 1)
     require(weight.ndim == 2, f"has a weight of shape {weight.shape}; only matrices are supported")
+    if is_left:
+        return sequences.product_from_left(call.state.builder, call.name, weight, call.tensor(1))
     result = call.state.builder.linear(call.name, call.tensor(0), weight, None)
     return _remember_weight_scale(call, result, weight.shape[1])
 
@@ -167,7 +170,9 @@ def batch_norm(call: Call) -> Result:
     require(not call.get("training_mode"), "is in training mode", "export the model in evaluation mode")
     x = call.tensor(0)
     gain, shift, mean, variance = (call.constant(i).astype(np.float64) for i in range(1, 5))
-    scale = gain / np.sqrt(variance + call.get("epsilon", 1e-5))
+    variance = variance + call.get("epsilon", 1e-5)
+    require(bool((variance > 0).all()), "has a variance below 0")
+    scale = gain / np.sqrt(variance)
     form = (-1, *(1 for _ in x.shape[1:]))
     return call.state.builder.affine(call.name, x, scale.reshape(form), (shift - mean * scale).reshape(form))
 
@@ -267,6 +272,12 @@ def layer_norm(call: Call) -> Result:
     return sequences.layer_norm(call.state.builder, call.name, x, scale, shift, call.get("epsilon", 1e-5))
 
 
+def local_response_norm(call: Call) -> Result:
+    x = call.state.builder.image(call.tensor(0), call.name)
+    factors = {key: float(call.get(key, usual)) for key, usual in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))}
+    return call.state.builder.elementwise(LocalResponseNorm, call.name, x, size=call.get("size"), **factors)
+
+
 def attention(call: Call) -> Result:
     options = {key: value for key, value in call.attributes.items() if key != "scale" and value}
     plain = len([name for name in call.names if name]) == 3 and not options
@@ -305,6 +316,9 @@ def divide(call: Call) -> Result:
 def _scale(call: Call, x: Value, constant: Array) -> Value:
     """`x * constant`; remembered, because winners may be ranked by it, and a factor may undo another."""
     factor = _per_sample(constant, x)
+    extents = zip(factor.shape[::-1], x.shape[::-1], strict=False)
+    if (factor == 1).all() and factor.ndim <= len(x.shape) and all(n in (1, m) for n, m in extents):
+        return x
     source, known = call.state.scaled.get(x.name, (x, np.ones(())))
     if known.size == factor.size == 1 and float(known.item()) * float(factor.item()) == 1.0:
         return source
@@ -402,6 +416,19 @@ def pad(call: Call) -> Result:
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
+def arranging(operation: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """An operation that only arranges elements, for activations and for the mask of their winners."""
+
+    def arrange(call: Call) -> Any:
+        mask = call.operand(0)
+        if not isinstance(mask, winners.Mask):
+            return operation(call)
+        known = {**call.state.known, call.names[0]: mask.laid}
+        return replace(mask, laid=operation(replace(call, state=replace(call.state, known=known))))
+
+    return arrange
+
+
 def concat(call: Call) -> Result:
     values = [call.tensor(i) for i in range(len(call.names))]
     return call.state.builder.concat(call.name, values, sample_axis(call.get("axis"), values[0]))
@@ -430,7 +457,9 @@ def squeeze(call: Call) -> Result:
     return call.state.builder.with_whole_shape(x, [n for i, n in enumerate(full) if i not in drops])
 
 
-def unsqueeze(call: Call) -> Result:
+def unsqueeze(call: Call) -> Any:
+    if isinstance(call.operand(0), winners.Least):
+        return winners.restore_axis(call)
     x = call.tensor(0)
     given = call.numbers("axes", 1) or []
     shape = list(call.state.builder.whole_shape(x))
@@ -468,7 +497,10 @@ def pick(call: Call) -> Any:
     x, index = call.tensor(0), call.constant(1)
     axis = sample_axis(call.get("axis", 0), x)
     require(index.ndim < 2, f"picks by indices of shape {index.shape}; only one index or a list is supported")
-    taken = sequences.take(call.state.builder, call.name, x, axis, [int(i) % x.shape[axis] for i in index.ravel()])
+    size = x.shape[axis]
+    inside = all(-size <= i < size for i in index.ravel())
+    require(inside, f"picks {index.ravel().tolist()} of {size}, some of which are not there")
+    taken = sequences.take(call.state.builder, call.name, x, axis, [int(i) % size for i in index.ravel()])
     if index.ndim:
         return taken
     full = list(call.state.builder.whole_shape(taken))
@@ -551,6 +583,7 @@ def _quantized_operands(call: Call) -> tuple[Array, Array, Array]:
     values, scale, zero = call.constant(0), call.constant(1), call.optional(2)
     zero = np.zeros((), np.uint8 if values.dtype.kind == "f" else values.dtype) if zero is None else zero
     require(not call.get("block_size"), "has a scale per block; only scales per tensor and channel are supported")
+    require(bool((scale > 0).all()), "has a scale that is not above 0")
     axis = call.get("axis", 1)
     form = [1] * values.ndim
     if scale.size > 1:
@@ -587,19 +620,20 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Gelu": gelu,
     "Erf": erf,
     "LayerNormalization": layer_norm,
+    "LRN": local_response_norm,
     "Attention": attention,
     "Mul": multiply,
     "Div": divide,
     "Concat": concat,
-    "Flatten": flatten,
-    "Reshape": reshape,
-    "Squeeze": squeeze,
-    "Unsqueeze": unsqueeze,
-    "Transpose": transpose,
+    "Flatten": arranging(flatten),
+    "Reshape": arranging(reshape),
+    "Squeeze": arranging(squeeze),
+    "Unsqueeze": arranging(unsqueeze),
+    "Transpose": arranging(transpose),
     "Split": split,
     "Softmax": softmax,
     "Shape": shape,
-    "Identity": same,
+    "Identity": arranging(same),
     "Dropout": same,
     "Cast": cast,
     "QuantizeLinear": quantize,
@@ -616,7 +650,6 @@ OF_CONSTANTS: Mapping[str, Callable[[Call], Array]] = {
 REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), "export in the QDQ format"),
     "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
-    "LRN": "retrain without it, or with batch normalization",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
     "Sigmoid": "retrain with Relu, or compute it outside if it is last",
     **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Elu", "Tanh"), "retrain with Relu or Clip"),

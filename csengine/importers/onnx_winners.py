@@ -51,8 +51,9 @@ class Indices(Symbol):
 
 @dataclass(frozen=True, eq=False)
 class Least(Symbol):
-    """The k-th largest, for every scope."""
+    """The k-th largest, for every scope. is_dropped: whether it lacks the axis."""
 
+    is_dropped: bool = False
     what: ClassVar[str] = "the least value of a TopK"
 
 
@@ -66,8 +67,9 @@ class Gathered(Symbol):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Symbol):
-    """Which elements win; which lose if `losers`."""
+    """Which elements win; which lose if `losers`. laid: the ranking as the mask lies now, reshaped and transposed."""
 
+    laid: Value
     losers: bool = False
     what: ClassVar[str] = "a comparison with a TopK"
 
@@ -86,11 +88,11 @@ def top_k(call: Call) -> Any:
 def reduce_min(call: Call) -> Any:
     top = call.operand(0)
     axes = call.numbers("axes", 1)
-    if not isinstance(top, Values) or axes is None or not call.get("keepdims", 1):
-        raise UnsupportedError("has no counterpart but as the least of a TopK's values, with keepdims", FORMS)
+    if not isinstance(top, Values) or axes is None:
+        raise UnsupportedError("has no counterpart but as the least of a TopK's values", FORMS)
     if [_sample_axis(axis, top) for axis in axes] != [top.axis]:
         raise UnsupportedError("takes the minimum along another axis than the TopK", FORMS)
-    return Least(top.ranking, top.k, top.axis)
+    return Least(top.ranking, top.k, top.axis, not call.get("keepdims", 1))
 
 
 def slice_values(call: Call) -> Any:
@@ -111,9 +113,19 @@ def gather_values(call: Call) -> Any:
     if not isinstance(top, Values) or not top.is_sorted or _sample_axis(call.get("axis", 0), top) != top.axis:
         raise UnsupportedError("has no counterpart but of a sorted TopK's values, along its axis", FORMS)
     index = call.constant(1)
-    if index.ndim != 1:
-        raise UnsupportedError("drops the axis of the TopK", "index it with an array of one element")
-    return _least(top, [int(i) % top.k for i in index])
+    least = _least(top, [int(i) % top.k for i in index.ravel()])
+    return replace(least, is_dropped=index.ndim == 0)
+
+
+def restore_axis(call: Call) -> Any:
+    """The axis that the least lacks, put back."""
+    least = call.operand(0)
+    if not isinstance(least, Least) or not least.is_dropped:
+        raise UnsupportedError("has no counterpart but of the least of a TopK's values", FORMS)
+    rank = len(least.ranking.shape) + 1
+    if [axis % rank - 1 for axis in call.numbers("axes", 1) or []] != [least.axis]:
+        raise UnsupportedError("adds another axis than the TopK's", FORMS)
+    return replace(least, is_dropped=False)
 
 
 def _least(top: Values, chosen: list[int]) -> Least:
@@ -124,8 +136,8 @@ def _least(top: Values, chosen: list[int]) -> Least:
 
 def gather_elements(call: Call) -> Any:
     indices = call.operand(1)
-    if not isinstance(indices, Indices):
-        raise UnsupportedError("has no counterpart but with the indices of a TopK", FORMS)
+    if not isinstance(indices, Indices) or _sample_axis(call.get("axis", 0), indices) != indices.axis:
+        raise UnsupportedError("has no counterpart but with the indices of a TopK, along its axis", FORMS)
     return Gathered(indices.ranking, indices.k, indices.axis, call.tensor(0))
 
 
@@ -134,7 +146,9 @@ def scatter(call: Call) -> Any:
     is_zero = isinstance(into, np.ndarray) and not into.any()
     if not isinstance(indices, Indices) or not is_zero or call.get("reduction", b"none") != b"none":
         raise UnsupportedError("has no counterpart but of a TopK's values into zeros", FORMS)
-    mask = Mask(indices.ranking, indices.k, indices.axis)
+    if _sample_axis(call.get("axis", 0), indices) != indices.axis:
+        raise UnsupportedError("scatters along another axis than the TopK", FORMS)
+    mask = Mask(indices.ranking, indices.k, indices.axis, indices.ranking)
     if isinstance(updates, np.ndarray) and (updates == 1).all():
         return mask
     if isinstance(updates, Values) and updates.ranking is indices.ranking:
@@ -151,12 +165,15 @@ def comparison(is_less: bool, or_equal: bool) -> Callable[[Call], Any]:
         a, b = call.operands
         flipped = isinstance(a, Least)
         least, ranking = (a, b) if flipped else (b, a)
-        if not isinstance(least, Least) or not isinstance(ranking, Value) or ranking.name != least.ranking.name:
+        fits = isinstance(least, Least) and isinstance(ranking, Value) and ranking.name == least.ranking.name
+        if fits and least.is_dropped:
+            raise UnsupportedError("compares without the axis of the TopK", "keep it, or put it back with Unsqueeze")
+        if not fits:
             raise UnsupportedError("has no counterpart but between activations and the least of their TopK", FORMS)
         below = is_less != flipped  # whether it asks for ranking below the least
         strict_above = below == or_equal  # "not ranking <= least", or "ranking > least"
         k = least.k - 1 if strict_above else least.k
-        return Mask(least.ranking, k, least.axis, losers=below)
+        return Mask(least.ranking, k, least.axis, least.ranking, losers=below)
 
     return compare
 
@@ -180,17 +197,27 @@ def where(call: Call) -> Any:
 
 def choose(call: Call, mask: Mask, source: Value) -> Value:
     """The winners among `source`, which is the ranking, or what the ranking is scaled from."""
-    factor = None
-    if mask.ranking.name != source.name:
-        scaled_from, factor = call.state.scaled.get(mask.ranking.name, (None, None))
-        if scaled_from is None or scaled_from.name != source.name:
-            raise UnsupportedError("ranks by something else than the values times positive constants", FORMS)
     if mask.losers:
         raise UnsupportedError("keeps the losers", FORMS)
-    same_order = mask.ranking.shape == source.shape and np.array_equal(mask.ranking.places, source.places)
-    if not same_order:
+    ranking, factor = mask.ranking, None
+    if ranking.name != source.name:
+        scaled_from, constant = call.state.scaled.get(ranking.name, (None, np.ones(())))
+        if scaled_from is None or scaled_from.name != source.name:
+            raise UnsupportedError("ranks by something else than the values times positive constants", FORMS)
+        factor = _arranged(constant, scaled_from, ranking)
+    if mask.laid.shape != source.shape or not np.array_equal(mask.laid.places.ravel(), source.places.ravel()):
         raise UnsupportedError("ranks in another shape than it chooses in", FORMS)
-    return call.state.builder.k_winners(call.name, source, mask.k, (mask.axis,), factor)
+    ranked = replace(ranking, name=source.name, places=ranking.places.reshape(source.places.shape))
+    chosen = call.state.builder.k_winners(call.name, ranked, mask.k, (mask.axis,), factor)
+    return replace(source, name=chosen.name)
+
+
+def _arranged(factor: Any, source: Value, ranking: Value) -> Any:
+    """A factor that broadcasts to the shape of what was scaled, in the shape of the ranking."""
+    in_graph = np.broadcast_to(factor, source.shape).ravel()[source.places.ravel()]
+    full = np.empty(in_graph.size, in_graph.dtype)
+    full[ranking.places.ravel()] = in_graph
+    return full.reshape(ranking.shape)
 
 
 def _sample_axis(axis: int, part: Symbol) -> int:

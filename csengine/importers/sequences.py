@@ -55,6 +55,16 @@ def matmul(builder: Builder, name: str, a: Value, b: Value) -> Value:
     return builder.with_whole_shape(Value(result, (), places), (*first[:-1], second[-1]))
 
 
+def product_from_left(builder: Builder, name: str, weight: Array, value: Value) -> Value:
+    """A constant matrix `(M, K)` times activations `(..., K, N)`: a layer over columns."""
+    rank = len(builder.whole_shape(value))
+    if rank < 3:
+        raise UnsupportedError(f"multiplies a matrix by activations of shape {value.shape}; expected (..., K, N)")
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    columns = builder.linear(name, builder.transpose_batch(value, order), weight.T, None)
+    return builder.transpose_batch(columns, order)
+
+
 def attention(builder: Builder, name: str, q: Value, k: Value, v: Value, scale: float | None) -> Value:
     """`softmax(q @ k.T * scale) @ v` of `(..., positions, channels)`; scale: 1 / sqrt(channels) by default."""
     axes = list(range(len(builder.whole_shape(k))))
@@ -77,6 +87,10 @@ def mean_of_positions(builder: Builder, name: str, value: Value) -> Value:
 
 def take(builder: Builder, name: str, value: Value, axis: int, chosen: Sequence[int]) -> Value:
     """The elements at some places of an axis of a sample: whole channels, or those of the first position."""
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UnsupportedError(
+            f"takes {list(chosen)} of axis {axis}; expected every place once at most, and one at least"
+        )
     flat = np.arange(prod(value.shape), dtype=np.int32).reshape(value.shape).take(chosen, axis=axis)
     place_of = np.full(prod(value.shape), -1, np.int32)
     place_of[flat.ravel()] = np.arange(flat.size, dtype=np.int32)

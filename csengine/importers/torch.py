@@ -1,14 +1,20 @@
 """From a trained PyTorch module to the engine's float32 graph. Needs the extra `csengine[torch]`.
 
-The module is traced by `torch.fx`: branches, residual additions and concatenations are followed, control flow that
-depends on data is not. What cannot be imported is collected: one error lists every such operation with the reason.
+The module is traced by `torch.fx`: branches, residual additions and concatenations are followed. One that this cannot
+trace, because its code asks for shapes, say, or that calls functions unknown here, such as `topk`, is exported to ONNX
+in memory and imported from there. Control flow that depends on data cannot be followed. What cannot be imported is
+collected: one error lists every such operation with the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +28,7 @@ from csengine.graph import Graph
 from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
 from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES
 
+log = logging.getLogger(__name__)
 _TOLERANCE = 1e-3  # of the imported network, relative to the largest value of the module's result
 
 
@@ -29,13 +36,14 @@ def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True)
     """The float32 graph of a module in evaluation mode; masks go along as the packing that layers want.
 
     input_shape: of one sample, (C, H, W), (positions, features) or (features,). check: whether to run both on random
-    samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. Raises
+    samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. A module that goes
+    through ONNX (needs onnx and onnxscript) loses the names of its layers, and of masks all but the zeros. Raises
     UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        graph = _Importer(module, input_shape).run()
+        graph = _import(module, input_shape)
         if check:
             _check(module, graph, input_shape)
     finally:
@@ -94,6 +102,47 @@ def _read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return found
 
 
+def _import(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    try:
+        trace = _Tracer().trace(module)
+    except Exception as error:  # noqa: BLE001 - whatever the module's code raises when it meets no numbers
+        log.info("torch.fx cannot trace the module (%.300s); it goes through ONNX", error)
+        return _import_through_onnx(module, input_shape, error)
+    importer = _Importer(module, trace, input_shape)
+    try:
+        return importer.run()
+    except UnsupportedModelError as error:
+        if importer.knows_all_functions:
+            raise
+        log.info("%.300s; the module goes through ONNX", error)
+        with contextlib.suppress(UnsupportedModelError):  # then the first error says more
+            return _import_through_onnx(module, input_shape, error)
+        raise
+
+
+def _import_through_onnx(module: nn.Module, input_shape: tuple[int, ...], reason: Exception) -> Graph:
+    """The graph of a module that `torch.export` can follow. reason: why fx cannot."""
+    why = f"torch.fx cannot trace the module ({reason!s:.300})"
+    try:
+        import onnxscript  # noqa: F401 - the exporter's own import would say less
+
+        from csengine.importers import onnx
+    except ImportError as error:
+        remedy = "pip install 'csengine[onnx]' onnxscript lets it go through ONNX"
+        raise UnsupportedModelError(f"{why}; {remedy} ({error})") from error
+    parameter = next(module.parameters(), torch.zeros(()))
+    x = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # PyTorch's own
+            warnings.simplefilter("ignore")
+            model = torch.onnx.export(module, (x,), dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
+    except Exception as error:
+        found = str(error.__cause__ or error).partition("\n")[0]
+        remedy = "control flow must not depend on data"
+        raise UnsupportedModelError(f"{why}, and torch.export cannot follow it ({found:.300}); {remedy}") from error
+    return onnx.read(model).graph
+
+
 def _check(module: nn.Module, graph: Graph, input_shape: tuple[int, ...]) -> None:
     """Raise UnsupportedModelError unless both compute the same for random samples."""
     x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
@@ -121,17 +170,13 @@ class _Tracer(fx.Tracer):
 class _Importer:
     """Walks the traced operations once; `known` holds what they gave, by their names in the trace."""
 
-    def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, module: nn.Module, trace: fx.Graph, input_shape: tuple[int, ...]) -> None:
         self.module = module
-        try:
-            self.trace = _Tracer().trace(module)
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"torch.fx cannot trace the module ({error!s:.300}); export it to ONNX and import that"
-            ) from error
+        self.trace = trace
         self.builder = Builder("NWC" if len(input_shape) == 2 else "NCHW")
         self.known: dict[str, Any] = {}
         self.problems: list[str] = []
+        self.knows_all_functions = True
         self.input_shape = input_shape
 
     def run(self) -> Graph:
@@ -202,6 +247,7 @@ class _Importer:
         if operation is None and callable(node.target) and not _holds_activations((arguments, options)):
             return node.target(*arguments, **options)  # of shapes and constants
         if operation is None:
+            self.knows_all_functions = False
             known = ", ".join(sorted({made.__name__.strip("_") for made in FUNCTIONS.values()}))
             raise UnsupportedError("has no counterpart", f"known are {known}")
         try:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csengine.graph import AveragePool, Clip, Gelu, Packing, Relu
+from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, Packing, Relu
 from csengine.importers import sequences
 from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis, with_dilation
 from csengine.torch.kwinners import KWinners
@@ -208,6 +208,17 @@ def _layer_norm(
     return sequences.layer_norm(builder, name, value, scale, shift, eps)
 
 
+def _local_response_norm(
+    builder: Builder, name: str, x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Any:
+    image = builder.image(builder.padded(name, x), name)
+    return builder.elementwise(LocalResponseNorm, name, image, size=size, alpha=alpha, beta=beta, bias=float(k))
+
+
+def _local_response_norm_module(builder: Builder, name: str, x: Any, layer: nn.LocalResponseNorm) -> Any:
+    return _local_response_norm(builder, name, x, layer.size, layer.alpha, layer.beta, layer.k)
+
+
 def _attention(
     builder: Builder,
     name: str,
@@ -228,8 +239,11 @@ def _matmul(builder: Builder, name: str, a: Any, b: Any) -> Any:
     a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
     if isinstance(a, Value) and isinstance(b, Value):
         return sequences.matmul(builder, name, a, b)
-    _require(isinstance(a, Value) and b.ndim == 2, "multiplies a constant by activations; only the other way around")
-    return builder.linear(name, a, _numpy(b), None)
+    weight = b if isinstance(a, Value) else a
+    _require(weight.ndim == 2, f"has a weight of shape {tuple(weight.shape)}; only matrices are supported")
+    if isinstance(a, Value):
+        return builder.linear(name, a, _numpy(weight), None)
+    return sequences.product_from_left(builder, name, _numpy(weight), b)
 
 
 def _linear_function(builder: Builder, name: str, x: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -453,6 +467,7 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.Dropout: lambda builder, name, x, layer: x,
     nn.Dropout2d: lambda builder, name, x, layer: x,
     nn.LayerNorm: _layer_norm_module,
+    nn.LocalResponseNorm: _local_response_norm_module,
     nn.GELU: lambda builder, name, x, layer: _gelu(builder, name, x, layer.approximate),
     nn.MultiheadAttention: _attention_module,
     nn.TransformerEncoderLayer: _encoder_layer,
@@ -472,6 +487,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.softmax, torch.softmax), _softmax),
     functional.gelu: _gelu,
     functional.layer_norm: _layer_norm,
+    functional.local_response_norm: _local_response_norm,
     functional.scaled_dot_product_attention: _attention,
     functional.linear: _linear_function,
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), _matmul),

@@ -25,6 +25,7 @@ from csengine.graph import (
     Input,
     Linear,
     Node,
+    Quantize,
     Relu,
     Reshape,
 )
@@ -76,6 +77,8 @@ def _real(graph: Graph, node: Node) -> tuple[Node, ...]:
             if ratio is None:
                 return (Reshape(name=node.name, inputs=node.inputs, shape=graph.types[node.name].shape),)
             return (Affine(name=node.name, inputs=node.inputs, scale=ratio, shift=np.zeros_like(ratio)),)
+        case Quantize():
+            return _clamped(graph, Reshape(name=node.name, inputs=node.inputs, shape=graph.types[node.name].shape))
     return (node,)
 
 

@@ -10,6 +10,9 @@ The form says how the integers of a network are written:
 Scales and weights are the packed network's own, zero points are 0: every runtime computes the same function, up to
 how it rounds. k-winners become TopK and either a scatter of the winners ("scatter", exact) or a comparison with the
 least of them ("threshold", keeps all that are equal to it).
+
+On processors without VNNI, runtimes that add pairs of 8-bit products in 16 bits saturate. Weights of 7 bits prevent it,
+as they recommend: `exact_weight_bits`.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from csengine.peers.functions import (
     units,
     weight_scale,
 )
+from csengine.resources import has_vnni
 
 Array = NDArray[Any]
 Form = Literal["float", "qdq", "integer", "int4"]
@@ -73,22 +77,39 @@ class Written:
     output_type: str
 
 
-def write(graph: Graph, form: Form, batch: int, *, selection: Selection = "scatter", direct: bool = False) -> Written:
+def write(
+    graph: Graph,
+    form: Form,
+    batch: int,
+    *,
+    selection: Selection = "scatter",
+    direct: bool = False,
+    weight_bits: int = 8,
+) -> Written:
     """The ONNX model of a network for one batch size.
 
     direct: the input is of the network's own integer type, not real (not for the forms "float" and "int4").
+    weight_bits: 8, or 7 to round weights to even numbers, of half the size (not for the forms "float" and "int4").
     Raises UnsupportedModelError.
     """
     keeps_integers = form in ("qdq", "integer")
-    writer = _Writer(graph if keeps_integers else real(graph), form, batch, selection, direct and keeps_integers)
-    return writer.build()
+    source = graph if keeps_integers else real(graph)
+    return _Writer(source, form, batch, selection, direct and keeps_integers, weight_bits).build()
+
+
+def exact_weight_bits() -> int:
+    """The most that ONNX Runtime and OpenVINO multiply without saturating on this processor."""
+    return 8 if has_vnni() else 7
 
 
 class _Writer:
     """Walks a graph once. `value` holds the float tensors of nodes, `integers` the quantized ones, where they exist."""
 
-    def __init__(self, graph: Graph, form: Form, batch: int, selection: Selection, direct: bool) -> None:
+    def __init__(
+        self, graph: Graph, form: Form, batch: int, selection: Selection, direct: bool, weight_bits: int
+    ) -> None:
         self.graph, self.form, self.batch, self.selection, self.direct = graph, form, batch, selection, direct
+        self.step = 2 ** (8 - weight_bits)  # between the weights that can be written
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.value: dict[str, str] = {}
@@ -277,6 +298,10 @@ class _Writer:
     def _weight(self, node: Conv2d | Linear) -> Array:
         return conv_weight(node) if isinstance(node, Conv2d) else linear_weight(node, self.flat.get(node.inputs[0]))
 
+    def _stored(self, integers: Array, dtype: Any = np.int8) -> str:
+        """Weights or biases as multiples of the smallest weight."""
+        return self._constant(np.rint(integers / self.step), dtype)
+
     def _apply(
         self, node: Conv2d | Linear, source: str, weight: str, bias: str | None, *, transposed: bool = False
     ) -> str:
@@ -311,26 +336,27 @@ class _Writer:
         return self._emit("MatMulNBits", arguments, domain="com.microsoft", **sizes)
 
     def _qdq_layer(self, node: Conv2d | Linear) -> str:
-        scales, zeros = self._constant(weight_scale(self.graph, node), np.float32), self._zero("int8", node.kernels)
+        scales = self._constant(weight_scale(self.graph, node) * self.step, np.float32)
         # [O, R] as well: OpenVINO stores weights sparse only if it need not transpose them.
-        integers = self._constant(self._weight(node) if isinstance(node, Conv2d) else self._weight(node).T, np.int8)
-        weight = self._emit("DequantizeLinear", [integers, scales, zeros], axis=0)
+        integers = self._stored(self._weight(node) if isinstance(node, Conv2d) else self._weight(node).T)
+        weight = self._emit("DequantizeLinear", [integers, scales, self._zero("int8", node.kernels)], axis=0)
         bias = None
         if node.bias is not None:
-            arguments = [self._constant(node.bias, np.int32), self._constant(units(self.graph, node), np.float32)]
+            unit = self._constant(units(self.graph, node) * self.step, np.float32)
+            arguments = [self._stored(node.bias, np.int32), unit]
             bias = self._emit("DequantizeLinear", arguments, axis=0)
         return self._apply(node, self._real(node.inputs[0]), weight, bias, transposed=True)
 
     def _integer_layer(self, node: Conv2d | Linear) -> str:
         source, kind = self._quantized(node.inputs[0]), self.graph.input_types(node)[0]
-        inputs = [source, self._constant(self._weight(node), np.int8), self._zero(kind.dtype), self._zero("int8")]
+        inputs = [source, self._stored(self._weight(node)), self._zero(kind.dtype), self._zero("int8")]
         if isinstance(node, Conv2d):
             acc = self._emit("ConvInteger", inputs, group=node.groups, **self._window(node))
         else:
             acc = self._emit("MatMulInteger", inputs)
         shape = (1, -1, 1, 1) if isinstance(node, Conv2d) else (1, -1)
         bias = np.zeros(node.kernels) if node.bias is None else node.bias  # DeepSparse knows the pattern by it
-        acc = self._emit("Add", [acc, self._constant(bias.reshape(shape), np.int32)])
-        scale = self._constant(units(self.graph, node).reshape(shape), np.float32)
+        acc = self._emit("Add", [acc, self._stored(bias.reshape(shape), np.int32)])
+        scale = self._constant(units(self.graph, node).reshape(shape) * self.step, np.float32)
         result = self._emit("Mul", [self._emit("Cast", [acc], to=TensorProto.FLOAT), scale])
         return self._emit("Relu", [result]) if self.graph.types[node.name].dtype == "uint8" else result

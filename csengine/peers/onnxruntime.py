@@ -27,7 +27,8 @@ def load(model: Model, variant: str, batches: Sequence[NDArray[Any]], threads: i
     form, selection = _FORMS[variant]
     graph = model.graph
     direct = form in ("qdq", "integer") and batches[0].dtype != np.float32
-    written = onnx_form.write(graph, form, len(batches[0]), selection=selection, direct=direct)
+    bits = onnx_form.exact_weight_bits()
+    written = onnx_form.write(graph, form, len(batches[0]), selection=selection, direct=direct, weight_bits=bits)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -29,7 +29,8 @@ def load(model: Model, variant: str, batches: Sequence[NDArray[Any]], threads: i
     form, selection, precision = _FORMS[variant]
     graph = functions.padded(model.graph, _SPARSE_MULTIPLE) if variant == "int8-sparse" else model.graph
     direct = form == "qdq" and batches[0].dtype != np.float32
-    written = onnx_form.write(graph, form, len(batches[0]), selection=selection, direct=direct)
+    bits = onnx_form.exact_weight_bits()
+    written = onnx_form.write(graph, form, len(batches[0]), selection=selection, direct=direct, weight_bits=bits)
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,

@@ -71,7 +71,9 @@ class KWinners(nn.Module):
 
         Winning rarely gives more than 1, winning often less.
         """
-        if not self.duty_cycle.numel() or not self.boost_strength.item():
+        if not self.duty_cycle.numel():
+            return None
+        if not torch.compiler.is_exporting() and not self.boost_strength.item():  # an export knows no values
             return None
         return torch.exp(self.boost_strength * (self.duty_cycle.mean() - self.duty_cycle))
 
@@ -113,7 +115,7 @@ def k_winners(x: Tensor, k: int, scope: Scope, factor: Tensor | None = None) -> 
     ranking = rows.detach() if factor is None else rows.detach() * factor
     if scope == "global":
         ranking = ranking.reshape(len(x), -1)
-    if torch.onnx.is_in_onnx_export():  # as other tools, and our importer, know it
+    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():  # as other tools, and our importer, know it
         k = min(k, ranking.shape[-1])
         winners = torch.zeros_like(ranking).scatter(-1, ranking.topk(k, dim=-1).indices, 1.0).reshape(rows.shape)
     else:

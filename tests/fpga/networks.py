@@ -89,6 +89,22 @@ def _weight(rng: np.random.Generator, rows: int, spec: Spec) -> NDArray[np.int8]
     return pack(matrix, block=spec.block, sets=members)
 
 
+def thinned(graph: Graph, name: str, slots: int, seed: int = 0) -> Graph:
+    """The same network with other weights in one layer: random, `slots` kernels in a set, its rows dealt out evenly."""
+    rng = np.random.default_rng(seed)
+    node = next(node for node in graph.nodes if node.name == name)
+    assert isinstance(node, Conv2d | Linear)
+    rows, kernels = node.dense_weight.shape
+    members = np.full(-(-kernels // slots) * slots, EMPTY, np.int32)
+    members[:kernels] = np.arange(kernels)
+    members = members.reshape(-1, slots)
+    owner = np.stack([rng.permutation(np.arange(rows) % slots) for _ in members], axis=1)
+    mask = (members[np.arange(len(members)), owner][:, :, None] == np.arange(kernels)).any(axis=1)
+    matrix = (rng.integers(1, 128, mask.shape) * rng.choice([-1, 1], mask.shape) * mask).astype(np.int8)
+    thin = replace(node, weight=pack(matrix, block=(1, 1), sets=members))  # type: ignore[arg-type]
+    return Graph(tuple(thin if it is node else it for it in graph.nodes), graph.layout)
+
+
 def samples(graph: Graph, count: int, seed: int) -> NDArray[Any]:
     """Samples `[count, ...]` of different kinds: full range, few values, extremes, zeros, all equal."""
     rng = np.random.default_rng(seed)

@@ -28,8 +28,8 @@ _ERROR = re.compile(r'\$error\("(.+?)"\)')
 
 #: Module, parameters that it must refuse, and the message, which may serve several.
 REFUSED = [
-    ("cs_accumulator", {"Slots": 0}, "Slots is at least 1, Bits at least 16"),
-    ("cs_accumulator", {"Bits": 15}, "Slots is at least 1, Bits at least 16"),
+    ("cs_accumulator", {"Slots": 1}, "Slots is at least 2, Bits at least 16"),
+    ("cs_accumulator", {"Bits": 15}, "Slots is at least 2, Bits at least 16"),
     ("cs_adder_tree", {"Width": 0}, "Terms and Width are at least 1"),
     ("cs_axi_reader", {"Outstanding": 0}, "Outstanding is at least 1"),
     ("cs_axi_writer", {"Stride": 72}, "Stride is a multiple of 64, enough"),
@@ -55,6 +55,8 @@ REFUSED = [
     ("cs_requantize", {"SumBits": 28, "TotalBits": 27}, "SumBits <= TotalBits, 16 to 32"),
     ("cs_requantize_columns", {"Columns": 0}, "every count is at least 1"),
     ("cs_scatter", {"K": 65}, "K is 1 to Channels"),
+    ("cs_select", {"Slots": 0}, "every count is at least 1"),
+    ("cs_select", {"Bits": 16}, "a total is narrower than the sum of the lanes"),
     ("cs_sequencer", {"Pool": 3}, "Pool is 1 or 2"),
     ("cs_sequencer", {"Pool": 2, "OutHeight": 5}, "the output is no multiple of Pool"),
     ("cs_sequencer", {"OutHeight": 7}, "the last window leaves the input"),
