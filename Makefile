@@ -104,7 +104,7 @@ fpga-samples: $(VENV)/.test
 # The figures of docs/fpga.md: clocks, resources, held-out words through XRT, mutants of the RTL; then the tables and
 # pictures. What is recorded for the same hardware is kept. About an hour on two cores from nothing.
 fpga-report: $(VENV)/.bench
-	for what in clocks words waves mutants resources kernels; do $(BIN)/python bench/fpga.py $$what || exit; done
+	for what in clocks words waves mutants resources chips kernels; do $(BIN)/python bench/fpga.py $$what || exit; done
 	$(BIN)/python bench/report.py
 
 # More mutants than the tests try.

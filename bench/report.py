@@ -267,7 +267,8 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     found = sections(RESULTS, IMAGES) | study(STUDY, IMAGES) | fpga_report.sections(RESULTS, IMAGES)
     machines = {path.name: of_machine(path) for path in sorted(RESULTS.iterdir()) if path.is_dir()}
-    pages = {ROOT / "docs" / f"performance-{machine}.md": its for machine, its in machines.items()}
+    pages: dict[Path, dict[str, str]] = {page: {} for page in (ROOT / "docs").glob("performance-*.md")}
+    pages |= {ROOT / "docs" / f"performance-{machine}.md": its for machine, its in machines.items()}
     for machine, its in machines.items():
         found |= {f"{name}-{machine}": text for name, text in its.items()}
     for page in (ROOT / "README.md", STUDY.parent.parent / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
