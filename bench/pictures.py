@@ -118,7 +118,7 @@ def _network_bars(axes: Any, rows: Sequence[Row], batch: int) -> None:
         place += 2
     axes.set_yticks(places, names)
     axes.set_ylim(place - 0.4, -0.7)
-    axes.set_xlim(0, axes.dataLim.x1 * 1.55)
+    axes.set_xlim(0, axes.dataLim.x1 * 1.7)
     axes.set_xlabel("µs per word")
     titled(axes, "One word at a time" if batch == 1 else f"Batches of {batch}")
 
