@@ -138,16 +138,11 @@ def pinned(cpus: Sequence[int] | None) -> Iterator[None]:
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def is_exact(graph: Graph, name: str) -> bool:
-    """Whether every backend must give this tensor bit for bit: integers, and integers just scaled."""
-    return tolerance_of(graph, name) == 0
-
-
 def tolerance_of(graph: Graph, name: str) -> float:
     """How far backends may be from the reference at a tensor, relative to its largest magnitude.
 
-    0 for what `is_exact` names. Integers made from float32 within a network are not: there a last bit may decide to
-    which of two integers a value is rounded.
+    0 for integers, and for integers just scaled: every backend must give them bit for bit. Integers made from float32
+    within a network are not exact: there a last bit may decide to which of two integers a value is rounded.
     """
     allowed: dict[str, float] = {}
     for node in graph.nodes:
