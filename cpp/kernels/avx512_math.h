@@ -28,15 +28,29 @@ CS_AVX512 inline __m128i narrow16(__m512i value_s32x16, bool to_unsigned) {
     return _mm512_cvtusepi32_epi8(_mm512_max_epi32(value_s32x16, _mm512_setzero_si512()));
 }
 
-// The same for four times 16 results, which is cheaper: packing works within quarters of a register, a permutation puts
-// them in order.
-CS_AVX512 inline __m512i narrow64(const __m512i (&value_s32x16)[4], bool to_unsigned) {
+// The same for four times 16 results, which is cheaper, in the order of `interleave`: packing works within quarters of
+// a register.
+CS_AVX512 inline __m512i pack64(const __m512i (&value_s32x16)[4], bool to_unsigned) {
     const __m512i low_s16x32 = _mm512_packs_epi32(value_s32x16[0], value_s32x16[1]);
     const __m512i high_s16x32 = _mm512_packs_epi32(value_s32x16[2], value_s32x16[3]);
-    const __m512i packed_x8x64 = to_unsigned ? _mm512_packus_epi16(low_s16x32, high_s16x32)  //
-                                             : _mm512_packs_epi16(low_s16x32, high_s16x32);
+    return to_unsigned ? _mm512_packus_epi16(low_s16x32, high_s16x32) : _mm512_packs_epi16(low_s16x32, high_s16x32);
+}
+
+// The same in order.
+CS_AVX512 inline __m512i narrow64(const __m512i (&value_s32x16)[4], bool to_unsigned) {
+    const __m512i packed_x8x64 = pack64(value_s32x16, to_unsigned);
     const __m512i order_s32x16 = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
     return _mm512_permutexvar_epi32(order_s32x16, packed_x8x64);
+}
+
+// Four lines of 64 bytes, interleaved: four vectors of quads, whose lanes `pack64` puts in order again.
+CS_AVX512 inline void interleave(const __m512i (&line)[4], std::byte* quads) {
+    const __m512i low01 = _mm512_unpacklo_epi8(line[0], line[1]), high01 = _mm512_unpackhi_epi8(line[0], line[1]);
+    const __m512i low23 = _mm512_unpacklo_epi8(line[2], line[3]), high23 = _mm512_unpackhi_epi8(line[2], line[3]);
+    _mm512_store_si512(quads, _mm512_unpacklo_epi16(low01, low23));
+    _mm512_store_si512(quads + 64, _mm512_unpackhi_epi16(low01, low23));
+    _mm512_store_si512(quads + 128, _mm512_unpacklo_epi16(high01, high23));
+    _mm512_store_si512(quads + 192, _mm512_unpackhi_epi16(high01, high23));
 }
 
 // The first `count` lanes, all of them where there are more.

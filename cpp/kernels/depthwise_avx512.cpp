@@ -19,16 +19,6 @@ CS_AVX512 inline void store_bytes(std::byte* to, Bytes x, int count) {
     _mm512_mask_storeu_epi8(to, first64(count), x);
 }
 
-// Four lines, interleaved by bytes: four vectors of quads.
-CS_AVX512 inline void interleave(const Bytes (&line)[4], std::byte* to) {
-    const __m512i low01 = _mm512_unpacklo_epi8(line[0], line[1]), high01 = _mm512_unpackhi_epi8(line[0], line[1]);
-    const __m512i low23 = _mm512_unpacklo_epi8(line[2], line[3]), high23 = _mm512_unpackhi_epi8(line[2], line[3]);
-    _mm512_store_si512(to, _mm512_unpacklo_epi16(low01, low23));
-    _mm512_store_si512(to + 64, _mm512_unpackhi_epi16(low01, low23));
-    _mm512_store_si512(to + 128, _mm512_unpacklo_epi16(high01, high23));
-    _mm512_store_si512(to + 192, _mm512_unpackhi_epi16(high01, high23));
-}
-
 // Bytes 0 and 2 of quads as integers of 16 bits.
 template <bool kSigned>
 CS_AVX512 inline __m512i low_pairs(__m512i quad) {
@@ -47,9 +37,7 @@ CS_AVX512 inline Bytes narrow_block(const int32_t* sums, const float* scale, boo
     for (int v = 0; v < 4; ++v) {
         result_s32x16[v] = requantize16(_mm512_loadu_si512(sums + v * 16), _mm512_loadu_ps(scale + v * 16));
     }
-    const __m512i low_s16x32 = _mm512_packs_epi32(result_s32x16[0], result_s32x16[1]);
-    const __m512i high_s16x32 = _mm512_packs_epi32(result_s32x16[2], result_s32x16[3]);
-    return to_unsigned ? _mm512_packus_epi16(low_s16x32, high_s16x32) : _mm512_packs_epi16(low_s16x32, high_s16x32);
+    return pack64(result_s32x16, to_unsigned);
 }
 
 }  // namespace

@@ -22,16 +22,6 @@ constexpr int kQuadBytes = 256;  // a quad of 64 channels: four vectors of 16
 // The channel that lies in a lane of 32 bits of one of the four vectors of a quad.
 int channel_of(int vector, int lane) { return lane / 4 * 16 + vector * 4 + lane % 4; }
 
-// Four lines of 64 channels, interleaved by bytes.
-CS_AVX512VNNI inline void interleave(const __m512i (&line)[4], std::byte* quad) {
-    const __m512i low01 = _mm512_unpacklo_epi8(line[0], line[1]), high01 = _mm512_unpackhi_epi8(line[0], line[1]);
-    const __m512i low23 = _mm512_unpacklo_epi8(line[2], line[3]), high23 = _mm512_unpackhi_epi8(line[2], line[3]);
-    _mm512_store_si512(quad, _mm512_unpacklo_epi16(low01, low23));
-    _mm512_store_si512(quad + 64, _mm512_unpackhi_epi16(low01, low23));
-    _mm512_store_si512(quad + 128, _mm512_unpacklo_epi16(high01, high23));
-    _mm512_store_si512(quad + 192, _mm512_unpackhi_epi16(high01, high23));
-}
-
 class Depthwise final : public Step {
   public:
     explicit Depthwise(const LayerSpec& s)

@@ -82,27 +82,36 @@ CS_TIER void sum_row(const DepthwiseRow& r) {
     for (; x < r.positions; ++x) sum_windows<kSigned, 1>(r, x);
 }
 
+// The weights of a window of 3 x 3: five pairs of taps, of its three columns.
+struct Weights3x3 {
+    typename Pairs::Vector low0, high0, low1, low2, high2;
+    CS_TIER explicit Weights3x3(const int16_t* weight)
+        : low0(Pairs::load(weight)),
+          high0(Pairs::load(weight + 2 * kLanes)),
+          low1(Pairs::load(weight + 4 * kLanes)),
+          low2(Pairs::load(weight + 8 * kLanes)),
+          high2(Pairs::load(weight + 10 * kLanes)) {}
+};
+
 // Windows of 3 x 3, stride 1: a column ends one window, goes on with the next and begins the one after.
 template <bool kSigned>
 CS_TIER void sum_row_3x3(const DepthwiseRow& r) {
-    const auto low0 = Pairs::load(r.weight), high0 = Pairs::load(r.weight + 2 * kLanes);
-    const auto low1 = Pairs::load(r.weight + 4 * kLanes);
-    const auto low2 = Pairs::load(r.weight + 8 * kLanes), high2 = Pairs::load(r.weight + 10 * kLanes);
+    const Weights3x3 w(r.weight);
     const auto bias = Pairs::load(r.bias);
     const auto begin = [&](const Halves<kSigned>& x) CS_TIER {
-        return Pairs::multiply_add(Pairs::multiply_add(bias, x.low, low0), x.high, high0);
+        return Pairs::multiply_add(Pairs::multiply_add(bias, x.low, w.low0), x.high, w.high0);
     };
     const int64_t column_bytes = r.column_bytes;  // stores could change what r refers to, for all the compiler knows
     const std::byte* from = r.quads + column_bytes;
     const auto second = Halves<kSigned>::load(from);
-    auto last = Pairs::multiply_add(begin(Halves<kSigned>::load(r.quads)), second.low, low1), next = begin(second);
+    auto last = Pairs::multiply_add(begin(Halves<kSigned>::load(r.quads)), second.low, w.low1), next = begin(second);
     int32_t *sums = r.sums, *end = sums + int64_t{r.positions} * kBlock;
     for (; sums < end; sums += kBlock) {
         from += column_bytes;
         const auto column = Halves<kSigned>::load(from);
-        last = Pairs::multiply_add(last, column.low, low2);
-        Pairs::store(sums, Pairs::multiply_add(last, column.high, high2));
-        last = Pairs::multiply_add(next, column.low, low1);
+        last = Pairs::multiply_add(last, column.low, w.low2);
+        Pairs::store(sums, Pairs::multiply_add(last, column.high, w.high2));
+        last = Pairs::multiply_add(next, column.low, w.low1);
         next = begin(column);
     }
 }
@@ -110,9 +119,7 @@ CS_TIER void sum_row_3x3(const DepthwiseRow& r) {
 // Windows of 3 x 3, stride 2: the last column of one is the first of the next.
 template <bool kSigned>
 CS_TIER void sum_row_3x3_stride_2(const DepthwiseRow& r) {
-    const auto low0 = Pairs::load(r.weight), high0 = Pairs::load(r.weight + 2 * kLanes);
-    const auto low1 = Pairs::load(r.weight + 4 * kLanes);
-    const auto low2 = Pairs::load(r.weight + 8 * kLanes), high2 = Pairs::load(r.weight + 10 * kLanes);
+    const Weights3x3 w(r.weight);
     const auto bias = Pairs::load(r.bias);
     auto first = Halves<kSigned>::load(r.quads);
     const int64_t column_bytes = r.column_bytes;
@@ -121,11 +128,11 @@ CS_TIER void sum_row_3x3_stride_2(const DepthwiseRow& r) {
     for (; sums < end; sums += kBlock, from += 2 * column_bytes) {
         const auto second = low_pairs<kSigned>(Pairs::load(from));
         const auto third = Halves<kSigned>::load(from + column_bytes);
-        auto sum = Pairs::multiply_add(bias, first.low, low0);
-        sum = Pairs::multiply_add(sum, first.high, high0);
-        sum = Pairs::multiply_add(sum, second, low1);
-        sum = Pairs::multiply_add(sum, third.low, low2);
-        Pairs::store(sums, Pairs::multiply_add(sum, third.high, high2));
+        auto sum = Pairs::multiply_add(bias, first.low, w.low0);
+        sum = Pairs::multiply_add(sum, first.high, w.high0);
+        sum = Pairs::multiply_add(sum, second, w.low1);
+        sum = Pairs::multiply_add(sum, third.low, w.low2);
+        Pairs::store(sums, Pairs::multiply_add(sum, third.high, w.high2));
         first = third;
     }
 }
