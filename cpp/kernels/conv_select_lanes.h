@@ -168,22 +168,37 @@ struct Runs {
     int64_t taps = 0;  // in all runs
 };
 
-template <class W>
-bool any_weight(const LayerSpec& s, int tap, int first, int end) {
-    const auto* weight = static_cast<const W*>(s.dense) + int64_t{tap} * s.input.channels * s.kernels;
-    for (int channel = 0; channel < s.input.channels; ++channel, weight += s.kernels) {
-        if (std::any_of(weight + first, weight + end, [](W w) { return w != 0; })) return true;
+constexpr int kGroup = 2 * kLanes;  // kernels; a chunk has whole groups
+
+// Whether a group of kernels has a weight at a tap: [taps, groups].
+struct UsedTaps {
+    int groups;
+    std::vector<char> used;
+
+    bool any(int tap, int first, int end) const {
+        const auto line = used.begin() + int64_t{tap} * groups;
+        return std::any_of(line + first, line + std::min(end, groups), [](char is_used) { return is_used; });
     }
-    return false;
-}
+};
 
 template <class W>
-Runs find_runs(const LayerSpec& s, int chunk_kernels) {
+UsedTaps find_used_taps(const LayerSpec& s) {
+    const int taps = s.window.kernel_h * s.window.kernel_w, groups = (s.kernels + kGroup - 1) / kGroup;
+    UsedTaps found{groups, std::vector<char>(int64_t{taps} * groups)};
+    const auto* weight = static_cast<const W*>(s.dense);
+    for (int64_t row = 0; row < s.rows; ++row, weight += s.kernels) {
+        char* used = &found.used[row / s.input.channels * groups];
+        for (int kernel = 0; kernel < s.kernels; ++kernel) used[kernel / kGroup] |= weight[kernel] != 0;
+    }
+    return found;
+}
+
+Runs find_runs(const LayerSpec& s, const UsedTaps& used, int groups) {
     Runs found;
-    for (int first = 0; first < s.kernels; first += chunk_kernels) {
+    for (int first = 0; first < used.groups; first += groups) {
         found.begin.push_back(static_cast<int>(found.run.size()));
         for (int tap = 0; tap < s.window.kernel_h * s.window.kernel_w; ++tap) {
-            if (!any_weight<W>(s, tap, first, std::min(s.kernels, first + chunk_kernels))) continue;
+            if (!used.any(tap, first, first + groups)) continue;
             const int line = tap / s.window.kernel_w, column = tap % s.window.kernel_w;
             const bool follows = static_cast<int>(found.run.size()) > found.begin.back() &&
                                  found.run.back().line == line && found.run.back().end == column;
@@ -197,14 +212,13 @@ Runs find_runs(const LayerSpec& s, int chunk_kernels) {
 }
 
 // Vectors of kernels in a chunk: visiting an entry costs about as much as four vectors of its products.
-template <class P>
-int choose_vectors(const LayerSpec& s) {
+int choose_vectors(const LayerSpec& s, const UsedTaps& used) {
     constexpr int kVisit = 4;
     const int all = static_cast<int>(round_up((s.kernels + kLanes - 1) / kLanes, 2));
     int best = 0;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int vectors = std::min(kChunk, all); vectors >= 2; vectors -= 2) {
-        const int64_t cost = find_runs<typename P::Source>(s, vectors * kLanes).taps * (kVisit + vectors);
+        const int64_t cost = find_runs(s, used, vectors / 2).taps * (kVisit + vectors);
         if (cost >= least) continue;
         least = cost;
         best = vectors;
@@ -215,16 +229,18 @@ int choose_vectors(const LayerSpec& s) {
 template <class P>
 class ConvSelect final : public Step {
   public:
-    explicit ConvSelect(const LayerSpec& s)
+    explicit ConvSelect(const LayerSpec& s) : ConvSelect(s, find_used_taps<typename P::Source>(s)) {}
+
+    ConvSelect(const LayerSpec& s, const UsedTaps& used)
         : input_(s.input),
           output_(s.output),
           window_(s.window),
           kernels_(s.kernels),
           pool_h_(s.pool_h),
           pool_w_(s.pool_w),
-          vectors_(choose_vectors<P>(s)),
+          vectors_(choose_vectors(s, used)),
           chunks_((s.kernels + row_size() - 1) / row_size()),
-          runs_(find_runs<typename P::Source>(s, row_size())),
+          runs_(find_runs(s, used, vectors_ / 2)),
           weight_(int64_t{chunks_} * s.rows * row_size()),
           bias_(int64_t{chunks_} * row_size()),
           scale_(padded_scale(s)),
