@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kLanes = 8;        // of 32 bits
 constexpr int kTile = 12;        // sums that stay in registers beside an input, a weight and a product
+constexpr int kWide = 2;         // vectors of kernels that share an input, where that pays
 constexpr bool kIsExact = true;  // whether requantization is exact whatever the accumulators
 
 // Rounds down while it lives, if it is wanted: what makes requantizing in float32 as exact as the instructions of
@@ -117,6 +118,24 @@ struct Pairs {
         }
     }
 
+    // The same for the first `count` lanes of two vectors.
+    CS_AVX2 static void write_two(void* to, int count, Vector a_s32x8, Vector b_s32x8, const float* scale, DType out,
+                                  bool in_float) {
+        if (count < 2 * kLanes || out == DType::s32 || !in_float) {
+            write(to, count, a_s32x8, scale, out, in_float);
+            void* rest = static_cast<std::byte*>(to) + kLanes * element_bytes(out);
+            if (count > kLanes) write(rest, count - kLanes, b_s32x8, scale + kLanes, out, in_float);
+            return;
+        }
+        const __m256i mixed_s16x16 =
+            _mm256_packs_epi32(requantize8(a_s32x8, scale), requantize8(b_s32x8, scale + kLanes));
+        const __m256i words_s16x16 = _mm256_permute4x64_epi64(mixed_s16x16, _MM_SHUFFLE(3, 1, 2, 0));
+        const __m128i low_s16x8 = _mm256_castsi256_si128(words_s16x16);
+        const __m128i high_s16x8 = _mm256_extracti128_si256(words_s16x16, 1);
+        _mm_storeu_si128(static_cast<__m128i*>(to), out == DType::u8 ? _mm_packus_epi16(low_s16x8, high_s16x8)
+                                                                     : _mm_packs_epi16(low_s16x8, high_s16x8));
+    }
+
   private:
     CS_AVX2 static __m128i halves(Vector x_s32x8) {
         return _mm_packs_epi32(_mm256_castsi256_si128(x_s32x8), _mm256_extracti128_si256(x_s32x8, 1));
@@ -153,6 +172,10 @@ struct Floats {
         } else {
             _mm256_maskstore_ps(static_cast<float*>(to), first_lanes(count), sum);
         }
+    }
+    CS_AVX2 static void write_two(void* to, int count, Vector a, Vector b, const float* scale, DType out, bool exact) {
+        write(to, count, a, scale, out, exact);
+        if (count > kLanes) write(static_cast<float*>(to) + kLanes, count - kLanes, b, scale, out, exact);
     }
 };
 

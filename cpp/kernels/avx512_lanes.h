@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kLanes = 16;        // of 32 bits
 constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
+constexpr int kWide = 1;          // vectors of kernels that share an input, where that pays
 constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
 
 struct RoundDown {  // for tiers whose instructions do not carry their rounding

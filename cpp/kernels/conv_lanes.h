@@ -26,111 +26,164 @@ namespace {
 // The sums of a tile are an array only in name: every loop over them is unrolled, or they would live in memory.
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-// Everything that the inner loop needs, plain.
+// Everything that the inner loop needs, plain. A block of kernels is VECTORS vectors.
 struct Tile {
     const std::byte* input;   // the tile's first position
     int64_t row_stride;       // bytes to the next row of positions
     int64_t column_stride;    // bytes to the next position
     const int32_t* offset;    // of each unit in the list, in bytes
-    const std::byte* weight;  // [count, kLanes] units of four bytes
+    const std::byte* weight;  // [count, VECTORS, kLanes] units of four bytes
     int count;
-    const int32_t* bias;  // [kLanes], the bits of what sums begin with
+    const int32_t* bias;  // [VECTORS, kLanes], the bits of what sums begin with
 };
 
-// Writes the sums [ROWS][COLUMNS] of a tile.
-template <class P, int ROWS, int COLUMNS>
+// Writes the sums [COLUMNS, VECTORS] of a row of positions, or the largest of each 2 x 2 positions of two rows.
+template <class P, int VECTORS, int ROWS, int COLUMNS>
 CS_TIER void accumulate(const Tile& t, typename P::Vector* sums) {
-    typename P::Vector sum[ROWS][COLUMNS];
-    CS_UNROLL for (auto& row : sum) { CS_UNROLL for (auto& one : row) one = P::load(t.bias); }
+    typename P::Vector sum[ROWS][COLUMNS][VECTORS], weight[VECTORS];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(t.bias + v * kLanes);
+    CS_UNROLL for (auto& row : sum) {
+        CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < VECTORS; ++v) one[v] = weight[v]; }
+    }
     for (int n = 0; n < t.count; ++n) {
-        const auto weight = P::load(t.weight + int64_t{n} * kLanes * 4);
+        const std::byte* from = t.weight + int64_t{n} * (VECTORS * kLanes * 4);
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(from + v * kLanes * 4);
         const std::byte* unit = t.input + t.offset[n];
         CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += t.row_stride) {
             CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                sum[r][c] = P::multiply_add(sum[r][c], P::broadcast(unit + c * t.column_stride), weight);
+                const auto input = P::broadcast(unit + c * t.column_stride);
+                CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+                    sum[r][c][v] = P::multiply_add(sum[r][c][v], input, weight[v]);
+                }
             }
         }
     }
-    CS_UNROLL for (int r = 0; r < ROWS; ++r) {
-        CS_UNROLL for (int c = 0; c < COLUMNS; ++c) P::store(sums + r * COLUMNS + c, sum[r][c]);
+    CS_UNROLL for (int c = 0; c < COLUMNS; c += ROWS) {
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v, ++sums) {
+            auto value = sum[0][c][v];
+            if constexpr (ROWS == 2) {
+                value = P::max(P::max(value, sum[0][c + 1][v]), P::max(sum[1][c][v], sum[1][c + 1][v]));
+            }
+            P::store(sums, value);
+        }
     }
 }
 
 template <class P>
 using Accumulate = void (*)(const Tile&, typename P::Vector*);
 
-// Pooled tiles are two rows of an even number of columns.
-template <class P, int... kCounts>
-Accumulate<P> accumulate_of(int rows, int columns, std::integer_sequence<int, kCounts...>) {
-    static constexpr Accumulate<P> plain[] = {accumulate<P, 1, kCounts + 1>...};
-    static constexpr Accumulate<P> pooled[] = {accumulate<P, 2, kCounts / 4 * 2 + 2>...};
-    return rows == 1 ? plain[columns - 1] : pooled[(columns / 2 - 1) * 4];
+// The sums of a tile of two rows, of an even number of columns, or of one.
+constexpr int most_columns(int vectors, int rows) { return kTile / vectors / rows / rows * rows; }
+
+template <class P, int VECTORS, int ROWS, int... kSteps>
+Accumulate<P> accumulate_of(int columns, std::integer_sequence<int, kSteps...>) {
+    static constexpr Accumulate<P> all[] = {accumulate<P, VECTORS, ROWS, (kSteps + 1) * ROWS>...};
+    return all[columns / ROWS - 1];
+}
+
+template <class P, int VECTORS, int ROWS>
+Accumulate<P> accumulate_of(int columns) {
+    return accumulate_of<P, VECTORS, ROWS>(columns,
+                                           std::make_integer_sequence<int, most_columns(VECTORS, ROWS) / ROWS>());
 }
 
 // Where the results of a tile go.
 struct Destination {
     std::byte* output;    // first position's block of kernels
     int64_t pixel_bytes;  // from one output position to the next
-    int columns;          // positions across the tile
     int positions;        // output positions of the tile
     int kernels;          // kernels of the block that exist
-    const float* scale;   // [kLanes], of 8-bit results
+    const float* scale;   // [VECTORS, kLanes], of 8-bit results
     DType dtype;
     bool in_float;  // how it is requantized
 };
 
-// The sums [ROWS][columns] of a tile on their way out, the largest of each 2 x 2 positions if there are two rows.
-template <class P, int ROWS>
+// The sums [positions, VECTORS] of a tile on their way out.
+template <class P, int VECTORS>
 CS_TIER void finish(const typename P::Vector* sums, const Destination& d) {
     std::byte* to = d.output;
-    for (int i = 0; i < d.positions; ++i, to += d.pixel_bytes, sums += ROWS) {
-        auto value = P::load(sums);
-        if constexpr (ROWS == 2) {
-            value = P::max(value, P::load(sums + 1));
-            value = P::max(value, P::max(P::load(sums + d.columns), P::load(sums + d.columns + 1)));
+    for (int i = 0; i < d.positions; ++i, to += d.pixel_bytes, sums += VECTORS) {
+        if constexpr (VECTORS == 1) {
+            P::write(to, d.kernels, P::load(sums), d.scale, d.dtype, d.in_float);
+        } else {
+            P::write_two(to, d.kernels, P::load(sums), P::load(sums + 1), d.scale, d.dtype, d.in_float);
         }
-        P::write(to, d.kernels, value, d.scale, d.dtype, d.in_float);
     }
 }
 
 // For every block of kernels, the units in which any of them has a weight.
-template <class P>
 struct UnitLists {
-    int blocks;
-    std::vector<int32_t> begin;                // [blocks + 1]
-    std::vector<int32_t> offset;               // [n], bytes from a window's first input
-    AlignedVector<typename P::Weight> weight;  // [n, kLanes, kInputs]
+    int vectors;                 // in a block
+    std::vector<int32_t> begin;  // [blocks + 1]
+    std::vector<int32_t> row;    // [n], first row of each unit in the matrix of weights
+
+    int blocks() const { return static_cast<int>(begin.size()) - 1; }
+    // What the products take: to load an input, or a weight, costs half a multiplication.
+    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * vectors + 1); }
 };
 
-// line: inputs in a line of the image. all: list every unit, as a dense layer does.
+// all: list every unit, as a dense layer does.
 template <class P>
-UnitLists<P> unit_lists(const LayerSpec& s, int64_t line, bool all) {
+UnitLists list_units(const LayerSpec& s, int vectors, bool all) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
-    const int width = s.window.kernel_w * s.input.channels;   // of a line of the window
-    const int units = (width + P::kInputs - 1) / P::kInputs;  // likewise
-    UnitLists<P> out{(s.kernels + kLanes - 1) / kLanes, {}, {}, {}};
-    for (int block = 0; block < out.blocks; ++block) {
-        out.begin.push_back(static_cast<int32_t>(out.offset.size()));
-        for (int unit = 0; unit < s.window.kernel_h * units; ++unit) {
-            const int ky = unit / units, first = unit % units * P::kInputs;
-            const size_t start = out.weight.size();
-            bool any = all;
-            for (int i = 0; i < kLanes * P::kInputs; ++i) {
-                const int kernel = block * kLanes + i / P::kInputs, x = first + i % P::kInputs;
-                const bool exists = kernel < s.kernels && x < width;
-                out.weight.push_back(exists ? dense[int64_t{ky * width + x} * s.kernels + kernel] : 0);
-                any |= out.weight.back() != 0;
-            }
-            if (any) {
-                out.offset.push_back(static_cast<int32_t>((ky * line + first) * sizeof(typename P::Input)));
+    const int width = s.window.kernel_w * s.input.channels;  // of a line of the window
+    UnitLists lists{vectors, {}, {}};
+    for (int first = 0; first < s.kernels; first += vectors * kLanes) {
+        lists.begin.push_back(static_cast<int32_t>(lists.row.size()));
+        const int kernels = std::min(vectors * kLanes, s.kernels - first);
+        for (int row = 0; row < s.window.kernel_h * width;) {
+            const auto* weight = dense + int64_t{row} * s.kernels + first;
+            if (all || std::any_of(weight, weight + kernels, [](auto w) { return w != 0; })) {
+                lists.row.push_back(row);
+                row += std::min(P::kInputs, width - row % width);
             } else {
-                out.weight.resize(start);
+                ++row;
             }
         }
     }
-    out.begin.push_back(static_cast<int32_t>(out.offset.size()));
-    return out;
+    lists.begin.push_back(static_cast<int32_t>(lists.row.size()));
+    return lists;
 }
+
+// In blocks as wide as pays for the weights at hand.
+template <class P>
+UnitLists best_unit_lists(const LayerSpec& s, bool all) {
+    UnitLists best = list_units<P>(s, 1, all);
+    for (int vectors = 2; vectors <= kWide; ++vectors) {
+        UnitLists wider = list_units<P>(s, vectors, all);
+        if (wider.cost() < best.cost()) best = std::move(wider);
+    }
+    return best;
+}
+
+// The weights of the units: [n, vectors, kLanes, kInputs].
+template <class P>
+AlignedVector<typename P::Weight> unit_weights(const LayerSpec& s, const UnitLists& lists) {
+    const auto* dense = static_cast<const typename P::Source*>(s.dense);
+    const int width = s.window.kernel_w * s.input.channels, block = lists.vectors * kLanes;
+    AlignedVector<typename P::Weight> weight(lists.row.size() * block * P::kInputs);
+    auto* to = weight.data();
+    for (int b = 0; b < lists.blocks(); ++b) {
+        const int kernels = std::min(block, s.kernels - b * block);
+        for (int n = lists.begin[b]; n < lists.begin[b + 1]; ++n, to += block * P::kInputs) {
+            const int row = lists.row[n], inputs = std::min(P::kInputs, width - row % width);
+            for (int i = 0; i < inputs; ++i) {
+                const auto* from = dense + int64_t{row + i} * s.kernels + b * block;
+                for (int kernel = 0; kernel < kernels; ++kernel) to[kernel * P::kInputs + i] = from[kernel];
+            }
+        }
+    }
+    return weight;
+}
+
+// Where the tiles of an image lie, in bytes.
+struct Place {
+    int64_t input, output;
+};
+
+// How many bytes of an image all blocks of kernels go through before any goes on: what the second-level cache holds
+// beside weights.
+constexpr int64_t kBand = 128 << 10;
 
 template <class P>
 class Conv final : public Step {
@@ -146,34 +199,46 @@ class Conv final : public Step {
           width_(
               std::max(input_.width + window_.pad_left, (spec.conv_width - 1) * window_.stride_w + window_.kernel_w)),
           copied_(P::kInputs == 2 || height_ > input_.height || width_ > input_.width),
-          lists_(unit_lists<P>(spec, int64_t{width_} * input_.channels, all)),
+          lists_(best_unit_lists<P>(spec, all)),
+          weight_(unit_weights<P>(spec, lists_)),
           bias_(padded_bias(spec)),
           scale_(padded_scale(spec)),
           in_float_(requantizes_in_float(spec)) {
-        if (!is_pointwise()) {
-            rows_ = output_.height;
-            positions_ = output_.width;
-        } else {  // lines follow upon one another: one row of all positions fills tiles best
-            rows_ = 1;
-            positions_ = static_cast<int>(output_.positions());
+        const int width = window_.kernel_w * input_.channels;  // of a line of the window
+        for (const int row : lists_.row) {
+            const int64_t input = int64_t{row} / width * width_ * input_.channels + row % width;
+            offset_.push_back(static_cast<int32_t>(input * sizeof(Input)));
         }
-        choose_tiles();
+        // Where lines follow upon one another, one row of all positions fills tiles best.
+        if (is_pointwise()) {
+            choose_tiles(1, static_cast<int>(output_.positions()));
+        } else {
+            choose_tiles(output_.height, output_.width);
+        }
+        choose_functions();
     }
 
     size_t scratch_bytes() const override { return copied_ ? line_bytes() * height_ + kSlack : 0; }
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
+        const auto places = static_cast<int64_t>(places_.size());
+        const int64_t band = std::max<int64_t>(1, places * kBand / (line_bytes() * height_));
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             if (copied_) image = copy(image, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
-            for (int y = 0; y < rows_; ++y) run_row(image, y, out);
+            for (int64_t first = 0; first < places; first += band) {
+                for (int b = 0; b < lists_.blocks(); ++b) {
+                    run_tiles(image, b, first, std::min(first + band, places), out);
+                }
+            }
         }
     }
 
   private:
     using Input = typename P::Input;
+    using Finish = void (*)(const typename P::Vector*, const Destination&);
 
     bool is_pointwise() const {
         return window_.kernel_h * window_.kernel_w * window_.stride_h * window_.stride_w * pool_ == 1 &&
@@ -181,13 +246,34 @@ class Conv final : public Step {
     }
 
     int64_t line_bytes() const { return int64_t{width_} * input_.channels * sizeof(Input); }
+    int64_t row_stride() const { return window_.stride_h * line_bytes(); }
+    int64_t column_stride() const { return int64_t{window_.stride_w} * input_.channels * sizeof(Input); }
+    int64_t pixel_bytes() const { return kernels_ * static_cast<int64_t>(element_bytes(output_.dtype)); }
 
     // Tiles of nearly equal width. The last one begins early rather than end beyond the row.
-    void choose_tiles() {
-        const int limit = kTile / pool_, wanted = positions_ * pool_;
-        const int tiles = (wanted + limit - 1) / limit;
-        columns_ = static_cast<int>(round_up((wanted + tiles - 1) / tiles, pool_));
-        accumulate_ = accumulate_of<P>(pool_, columns_, std::make_integer_sequence<int, kTile>());
+    void choose_tiles(int rows, int positions) {
+        const int limit = most_columns(lists_.vectors, pool_) / pool_;
+        const int tiles = (positions + limit - 1) / limit;
+        tile_ = (positions + tiles - 1) / tiles;
+        for (int y = 0; y < rows; ++y) {
+            for (int first = 0; first < positions; first += tile_) {
+                const int x = std::min(first, positions - tile_);
+                places_.push_back({y * pool_ * row_stride() + x * pool_ * column_stride(),
+                                   (int64_t{y} * positions + x) * pixel_bytes()});
+            }
+        }
+    }
+
+    void choose_functions() {
+        if constexpr (kWide == 2) {
+            if (lists_.vectors == 2) {
+                accumulate_ = pool_ == 2 ? accumulate_of<P, 2, 2>(tile_ * 2) : accumulate_of<P, 2, 1>(tile_);
+                finish_ = finish<P, 2>;
+                return;
+            }
+        }
+        accumulate_ = pool_ == 2 ? accumulate_of<P, 1, 2>(tile_ * 2) : accumulate_of<P, 1, 1>(tile_);
+        finish_ = finish<P, 1>;
     }
 
     // The image with its padding, as the units are multiplied.
@@ -215,37 +301,30 @@ class Conv final : public Step {
         }
     }
 
-    void run_row(const std::byte* image, int y, std::byte* out) const {
-        const int64_t position = window_.stride_w * input_.channels * static_cast<int64_t>(sizeof(Input));
-        const int64_t row_stride = window_.stride_h * line_bytes();
-        const int64_t pixel = kernels_ * static_cast<int64_t>(element_bytes(output_.dtype));
-        const std::byte* from = image + int64_t{y} * pool_ * row_stride;
-        for (int first = 0; first < positions_; first += columns_ / pool_) {
-            const int x = std::min(first, positions_ - columns_ / pool_);
-            run_blocks({from + int64_t{x} * pool_ * position, row_stride, position, nullptr, nullptr, 0, nullptr},
-                       out + (int64_t{y} * positions_ + x) * pixel, pixel);
-        }
-    }
-
-    CS_TIER void run_blocks(Tile tile, std::byte* to, int64_t pixel) const {
-        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+    // A block of kernels at some tiles.
+    CS_TIER void run_tiles(const std::byte* image, int block, int64_t first, int64_t end, std::byte* out) const {
+        const int kernel = block * lists_.vectors * kLanes, begin = lists_.begin[block];
+        out += kernel * static_cast<int64_t>(element_bytes(output_.dtype));
+        Tile tile{nullptr,
+                  row_stride(),
+                  column_stride(),
+                  offset_.data() + begin,
+                  reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.vectors * kLanes * 4,
+                  lists_.begin[block + 1] - begin,
+                  bias_.data() + kernel};
+        Destination to{nullptr,
+                       pixel_bytes(),
+                       tile_,
+                       std::min(lists_.vectors * kLanes, kernels_ - kernel),
+                       scale_.empty() ? nullptr : scale_.data() + kernel,
+                       output_.dtype,
+                       in_float_};
         typename P::Vector sums[kTile];
-        for (int b = 0; b < lists_.blocks; ++b) {
-            const int begin = lists_.begin[b];
-            tile.offset = lists_.offset.data() + begin;
-            tile.weight = reinterpret_cast<const std::byte*>(lists_.weight.data()) + int64_t{begin} * kLanes * 4;
-            tile.count = lists_.begin[b + 1] - begin;
-            tile.bias = bias_.data() + b * kLanes;
+        for (int64_t i = first; i < end; ++i) {
+            tile.input = image + places_[i].input;
+            to.output = out + places_[i].output;
             accumulate_(tile, sums);
-            const Destination d{to + b * kLanes * element,
-                                pixel,
-                                columns_,
-                                columns_ / pool_,
-                                std::min(kLanes, kernels_ - b * kLanes),
-                                scale_.empty() ? nullptr : scale_.data() + b * kLanes,
-                                output_.dtype,
-                                in_float_};
-            pool_ == 2 ? finish<P, 2>(sums, d) : finish<P, 1>(sums, d);
+            finish_(sums, to);
         }
     }
 
@@ -254,13 +333,16 @@ class Conv final : public Step {
     int kernels_, pool_;
     int height_, width_;  // of the image with its padding
     bool copied_;
-    int rows_, positions_;  // of results: as the output has them, or all in one row
-    int columns_;           // positions across a tile, before pooling
-    UnitLists<P> lists_;
+    UnitLists lists_;
+    std::vector<int32_t> offset_;  // of each unit from a window's first input, in bytes
+    AlignedVector<typename P::Weight> weight_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
     bool in_float_;
+    int tile_;  // results across a tile
+    std::vector<Place> places_;
     Accumulate<P> accumulate_;
+    Finish finish_;
 };
 
 std::unique_ptr<Step> make_conv(const LayerSpec& s, bool all) {
