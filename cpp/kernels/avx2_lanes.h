@@ -118,22 +118,29 @@ struct Pairs {
         }
     }
 
-    // The same for the first `count` lanes of two vectors.
-    CS_AVX2 static void write_two(void* to, int count, Vector a_s32x8, Vector b_s32x8, const float* scale, DType out,
-                                  bool in_float) {
-        if (count < 2 * kLanes || out == DType::s32 || !in_float) {
-            write(to, count, a_s32x8, scale, out, in_float);
-            void* rest = static_cast<std::byte*>(to) + kLanes * element_bytes(out);
-            if (count > kLanes) write(rest, count - kLanes, b_s32x8, scale + kLanes, out, in_float);
-            return;
+    // Four times eight results of 8 bits, at four positions or, of two vectors of kernels each, at two.
+    template <int VECTORS>
+    CS_AVX2 static void write_four(std::byte* to, int64_t pixel_bytes, const Vector* sum_s32x8, const float* scale,
+                                   DType out) {
+        const float* scale_b = scale + (VECTORS - 1) * kLanes;
+        const __m256i ab_s16x16 =
+            _mm256_packs_epi32(requantize8(load(sum_s32x8), scale), requantize8(load(sum_s32x8 + 1), scale_b));
+        const __m256i cd_s16x16 =
+            _mm256_packs_epi32(requantize8(load(sum_s32x8 + 2), scale), requantize8(load(sum_s32x8 + 3), scale_b));
+        const __m256i mixed_x8x32 = out == DType::u8 ? _mm256_packus_epi16(ab_s16x16, cd_s16x16)  //
+                                                     : _mm256_packs_epi16(ab_s16x16, cd_s16x16);
+        const __m256i bytes_x8x32 = _mm256_permutevar8x32_epi32(mixed_x8x32, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
+        const __m128i half_x8x16[2] = {_mm256_castsi256_si128(bytes_x8x32), _mm256_extracti128_si256(bytes_x8x32, 1)};
+        for (const __m128i half : half_x8x16) {
+            if constexpr (VECTORS == 2) {
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half);
+                to += pixel_bytes;
+            } else {
+                _mm_storel_epi64(reinterpret_cast<__m128i*>(to), half);
+                _mm_storeh_pd(reinterpret_cast<double*>(to + pixel_bytes), _mm_castsi128_pd(half));
+                to += 2 * pixel_bytes;
+            }
         }
-        const __m256i mixed_s16x16 =
-            _mm256_packs_epi32(requantize8(a_s32x8, scale), requantize8(b_s32x8, scale + kLanes));
-        const __m256i words_s16x16 = _mm256_permute4x64_epi64(mixed_s16x16, _MM_SHUFFLE(3, 1, 2, 0));
-        const __m128i low_s16x8 = _mm256_castsi256_si128(words_s16x16);
-        const __m128i high_s16x8 = _mm256_extracti128_si256(words_s16x16, 1);
-        _mm_storeu_si128(static_cast<__m128i*>(to), out == DType::u8 ? _mm_packus_epi16(low_s16x8, high_s16x8)
-                                                                     : _mm_packs_epi16(low_s16x8, high_s16x8));
     }
 
   private:
@@ -172,10 +179,6 @@ struct Floats {
         } else {
             _mm256_maskstore_ps(static_cast<float*>(to), first_lanes(count), sum);
         }
-    }
-    CS_AVX2 static void write_two(void* to, int count, Vector a, Vector b, const float* scale, DType out, bool exact) {
-        write(to, count, a, scale, out, exact);
-        if (count > kLanes) write(static_cast<float*>(to) + kLanes, count - kLanes, b, scale, out, exact);
     }
 };
 

@@ -26,34 +26,38 @@ namespace {
 // The sums of a tile are an array only in name: every loop over them is unrolled, or they would live in memory.
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-// Everything that the inner loop needs, plain. A block of kernels is VECTORS vectors.
-struct Tile {
-    const std::byte* input;   // the tile's first position
-    int64_t row_stride;       // bytes to the next row of positions
-    int64_t column_stride;    // bytes to the next position
+// A block of kernels and what its units multiply.
+struct Block {
     const int32_t* offset;    // of each unit in the list, in bytes
     const std::byte* weight;  // [count, VECTORS, kLanes] units of four bytes
     int count;
-    const int32_t* bias;  // [VECTORS, kLanes], the bits of what sums begin with
+    const int32_t* bias;    // [VECTORS, kLanes], the bits of what sums begin with
+    int64_t row_stride;     // bytes to the next row of positions
+    int64_t column_stride;  // bytes to the next position
+};
+
+struct Tile {
+    int64_t input;  // its first position, in bytes from the image
+    int64_t first;  // of its results, among those of the span
 };
 
 // Writes the sums [COLUMNS, VECTORS] of a row of positions, or the largest of each 2 x 2 positions of two rows.
 template <class P, int VECTORS, int ROWS, int COLUMNS>
-CS_TIER void accumulate(const Tile& t, typename P::Vector* sums) {
+CS_TIER inline void sum_tile(const Block& block, const std::byte* input, typename P::Vector* sums) {
     typename P::Vector sum[ROWS][COLUMNS][VECTORS], weight[VECTORS];
-    CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(t.bias + v * kLanes);
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(block.bias + v * kLanes);
     CS_UNROLL for (auto& row : sum) {
         CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < VECTORS; ++v) one[v] = weight[v]; }
     }
-    for (int n = 0; n < t.count; ++n) {
-        const std::byte* from = t.weight + int64_t{n} * (VECTORS * kLanes * 4);
+    for (int n = 0; n < block.count; ++n) {
+        const std::byte* from = block.weight + int64_t{n} * (VECTORS * kLanes * 4);
         CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(from + v * kLanes * 4);
-        const std::byte* unit = t.input + t.offset[n];
-        CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += t.row_stride) {
+        const std::byte* unit = input + block.offset[n];
+        CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += block.row_stride) {
             CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                const auto input = P::broadcast(unit + c * t.column_stride);
+                const auto one = P::broadcast(unit + c * block.column_stride);
                 CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
-                    sum[r][c][v] = P::multiply_add(sum[r][c][v], input, weight[v]);
+                    sum[r][c][v] = P::multiply_add(sum[r][c][v], one, weight[v]);
                 }
             }
         }
@@ -69,44 +73,60 @@ CS_TIER void accumulate(const Tile& t, typename P::Vector* sums) {
     }
 }
 
-template <class P>
-using Accumulate = void (*)(const Tile&, typename P::Vector*);
+// The sums [results, VECTORS] of a span.
+template <class P, int VECTORS, int ROWS, int COLUMNS>
+CS_TIER void sum_tiles(const Block& b, const std::byte* image, const Tile* tile, int count, typename P::Vector* sums) {
+    const Block block = b;  // stores could change what it refers to, for all the compiler knows
+    for (const Tile* end = tile + count; tile < end; ++tile) {
+        sum_tile<P, VECTORS, ROWS, COLUMNS>(block, image + tile->input, sums + tile->first * VECTORS);
+    }
+}
 
-// The sums of a tile of two rows, of an even number of columns, or of one.
+template <class P>
+using SumTiles = void (*)(const Block&, const std::byte*, const Tile*, int, typename P::Vector*);
+
+// Columns of the largest tile, of which there are as many as rows, or a multiple.
 constexpr int most_columns(int vectors, int rows) { return kTile / vectors / rows / rows * rows; }
 
 template <class P, int VECTORS, int ROWS, int... kSteps>
-Accumulate<P> accumulate_of(int columns, std::integer_sequence<int, kSteps...>) {
-    static constexpr Accumulate<P> all[] = {accumulate<P, VECTORS, ROWS, (kSteps + 1) * ROWS>...};
+SumTiles<P> sum_tiles_of(int columns, std::integer_sequence<int, kSteps...>) {
+    static constexpr SumTiles<P> all[] = {sum_tiles<P, VECTORS, ROWS, (kSteps + 1) * ROWS>...};
     return all[columns / ROWS - 1];
 }
 
 template <class P, int VECTORS, int ROWS>
-Accumulate<P> accumulate_of(int columns) {
-    return accumulate_of<P, VECTORS, ROWS>(columns,
-                                           std::make_integer_sequence<int, most_columns(VECTORS, ROWS) / ROWS>());
+SumTiles<P> sum_tiles_of(int columns) {
+    return sum_tiles_of<P, VECTORS, ROWS>(columns,
+                                          std::make_integer_sequence<int, most_columns(VECTORS, ROWS) / ROWS>());
 }
 
-// Where the results of a tile go.
+// Where the results of a block of kernels go.
 struct Destination {
-    std::byte* output;    // first position's block of kernels
-    int64_t pixel_bytes;  // from one output position to the next
-    int positions;        // output positions of the tile
+    std::byte* output;    // the first result
+    int64_t pixel_bytes;  // from one to the next
     int kernels;          // kernels of the block that exist
     const float* scale;   // [VECTORS, kLanes], of 8-bit results
     DType dtype;
     bool in_float;  // how it is requantized
 };
 
-// The sums [positions, VECTORS] of a tile on their way out.
+// Sums [count, VECTORS] on their way out.
 template <class P, int VECTORS>
-CS_TIER void finish(const typename P::Vector* sums, const Destination& d) {
-    std::byte* to = d.output;
-    for (int i = 0; i < d.positions; ++i, to += d.pixel_bytes, sums += VECTORS) {
-        if constexpr (VECTORS == 1) {
-            P::write(to, d.kernels, P::load(sums), d.scale, d.dtype, d.in_float);
-        } else {
-            P::write_two(to, d.kernels, P::load(sums), P::load(sums + 1), d.scale, d.dtype, d.in_float);
+CS_TIER void finish(const typename P::Vector* sums, int count, const Destination& to) {
+    std::byte* out = to.output;
+    int i = 0;
+    if constexpr (P::kInputs == 2) {
+        constexpr int kStep = 4 / VECTORS;
+        const bool is_whole = to.kernels == VECTORS * kLanes;
+        for (; is_whole && to.in_float && i + kStep <= count; i += kStep, out += kStep * to.pixel_bytes) {
+            P::template write_four<VECTORS>(out, to.pixel_bytes, sums + i * VECTORS, to.scale, to.dtype);
+        }
+    }
+    for (; i < count; ++i, out += to.pixel_bytes) {
+        for (int v = 0; v * kLanes < to.kernels; ++v) {
+            const float* scale = to.scale ? to.scale + v * kLanes : nullptr;
+            P::write(out + v * kLanes * element_bytes(to.dtype), to.kernels - v * kLanes,
+                     P::load(sums + i * VECTORS + v), scale, to.dtype, to.in_float);
         }
     }
 }
@@ -176,10 +196,14 @@ AlignedVector<typename P::Weight> unit_weights(const LayerSpec& s, const UnitLis
     return weight;
 }
 
-// Where the tiles of an image lie, in bytes.
-struct Place {
-    int64_t input, output;
+// Results that follow upon one another in memory, and the tiles that give them.
+struct Span {
+    int64_t first;  // result
+    int results;
+    int begin, end;  // tiles
 };
+
+constexpr int kSpan = 64;  // results of a span, whose sums stay in the first-level cache
 
 // How many bytes of an image all blocks of kernels go through before any goes on: what the second-level cache holds
 // beside weights.
@@ -222,15 +246,15 @@ class Conv final : public Step {
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
-        const auto places = static_cast<int64_t>(places_.size());
-        const int64_t band = std::max<int64_t>(1, places * kBand / (line_bytes() * height_));
+        const auto spans = static_cast<int64_t>(spans_.size());
+        const int64_t band = std::max<int64_t>(1, spans * kBand / (line_bytes() * height_));
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             if (copied_) image = copy(image, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
-            for (int64_t first = 0; first < places; first += band) {
+            for (int64_t first = 0; first < spans; first += band) {
                 for (int b = 0; b < lists_.blocks(); ++b) {
-                    run_tiles(image, b, first, std::min(first + band, places), out);
+                    run_block(b, image, first, std::min(first + band, spans), out);
                 }
             }
         }
@@ -238,7 +262,7 @@ class Conv final : public Step {
 
   private:
     using Input = typename P::Input;
-    using Finish = void (*)(const typename P::Vector*, const Destination&);
+    using Finish = void (*)(const typename P::Vector*, int, const Destination&);
 
     bool is_pointwise() const {
         return window_.kernel_h * window_.kernel_w * window_.stride_h * window_.stride_w * pool_ == 1 &&
@@ -258,21 +282,29 @@ class Conv final : public Step {
         for (int y = 0; y < rows; ++y) {
             for (int first = 0; first < positions; first += tile_) {
                 const int x = std::min(first, positions - tile_);
-                places_.push_back({y * pool_ * row_stride() + x * pool_ * column_stride(),
-                                   (int64_t{y} * positions + x) * pixel_bytes()});
+                add_tile(y * pool_ * row_stride() + x * pool_ * column_stride(), int64_t{y} * positions + x);
             }
         }
+    }
+
+    void add_tile(int64_t input, int64_t result) {
+        const int tile = static_cast<int>(tiles_.size());
+        if (spans_.empty() || result + tile_ - spans_.back().first > kSpan) spans_.push_back({result, 0, tile, tile});
+        Span& span = spans_.back();
+        span.end = tile + 1;
+        span.results = static_cast<int>(result + tile_ - span.first);
+        tiles_.push_back({input, result - span.first});
     }
 
     void choose_functions() {
         if constexpr (kWide == 2) {
             if (lists_.vectors == 2) {
-                accumulate_ = pool_ == 2 ? accumulate_of<P, 2, 2>(tile_ * 2) : accumulate_of<P, 2, 1>(tile_);
+                sum_tiles_ = pool_ == 2 ? sum_tiles_of<P, 2, 2>(tile_ * 2) : sum_tiles_of<P, 2, 1>(tile_);
                 finish_ = finish<P, 2>;
                 return;
             }
         }
-        accumulate_ = pool_ == 2 ? accumulate_of<P, 1, 2>(tile_ * 2) : accumulate_of<P, 1, 1>(tile_);
+        sum_tiles_ = pool_ == 2 ? sum_tiles_of<P, 1, 2>(tile_ * 2) : sum_tiles_of<P, 1, 1>(tile_);
         finish_ = finish<P, 1>;
     }
 
@@ -301,30 +333,28 @@ class Conv final : public Step {
         }
     }
 
-    // A block of kernels at some tiles.
-    CS_TIER void run_tiles(const std::byte* image, int block, int64_t first, int64_t end, std::byte* out) const {
-        const int kernel = block * lists_.vectors * kLanes, begin = lists_.begin[block];
-        out += kernel * static_cast<int64_t>(element_bytes(output_.dtype));
-        Tile tile{nullptr,
-                  row_stride(),
-                  column_stride(),
-                  offset_.data() + begin,
-                  reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.vectors * kLanes * 4,
-                  lists_.begin[block + 1] - begin,
-                  bias_.data() + kernel};
+    // A block of kernels at some spans.
+    CS_TIER void run_block(int b, const std::byte* image, int64_t first, int64_t end, std::byte* out) const {
+        const int kernel = b * lists_.vectors * kLanes, begin = lists_.begin[b];
+        const Block block{
+            offset_.data() + begin,
+            reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.vectors * kLanes * 4,
+            lists_.begin[b + 1] - begin,
+            bias_.data() + kernel,
+            row_stride(),
+            column_stride()};
         Destination to{nullptr,
                        pixel_bytes(),
-                       tile_,
                        std::min(lists_.vectors * kLanes, kernels_ - kernel),
                        scale_.empty() ? nullptr : scale_.data() + kernel,
                        output_.dtype,
                        in_float_};
-        typename P::Vector sums[kTile];
-        for (int64_t i = first; i < end; ++i) {
-            tile.input = image + places_[i].input;
-            to.output = out + places_[i].output;
-            accumulate_(tile, sums);
-            finish_(sums, to);
+        out += kernel * static_cast<int64_t>(element_bytes(output_.dtype));
+        typename P::Vector sums[kSpan * kWide];
+        for (const Span* span = &spans_[first]; span < spans_.data() + end; ++span) {
+            to.output = out + span->first * pixel_bytes();
+            sum_tiles_(block, image, &tiles_[span->begin], span->end - span->begin, sums);
+            finish_(sums, span->results, to);
         }
     }
 
@@ -340,8 +370,9 @@ class Conv final : public Step {
     AlignedVector<float> scale_;
     bool in_float_;
     int tile_;  // results across a tile
-    std::vector<Place> places_;
-    Accumulate<P> accumulate_;
+    std::vector<Tile> tiles_;
+    std::vector<Span> spans_;
+    SumTiles<P> sum_tiles_;
     Finish finish_;
 };
 
