@@ -38,7 +38,7 @@ struct Entry {
 // Those of an image.
 template <class P>
 struct ActiveList {
-    int32_t* begin;  // [positions + 1]: where the entries of a position begin
+    int32_t* begin;  // [height, padded width + 1]: where the entries of a position begin; those of padding have none
     Entry<P>* entry;
 };
 
@@ -57,27 +57,42 @@ CS_TIER inline uint64_t active_bits(const float* x, int64_t count) {
     return bits & (count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0});
 }
 
+// The entries of a position from `found` on; how many there are then.
 template <class P, class X>
-CS_TIER void list_active(const X* x, const Tensor& image, int row_size, const ActiveList<P>& list) {
-    int32_t found = 0;
-    const int64_t positions = image.positions();
-    for (int64_t position = 0; position < positions; ++position, x += image.channels) {
-        list.begin[position] = found / P::kInputs;
-        const int32_t row = static_cast<int32_t>(position % image.width * image.channels);
-        for (int first = 0; first < image.channels; first += 64) {
-            for (uint64_t bits = active_bits(x + first, image.channels - first); bits; bits &= bits - 1, ++found) {
-                const int channel = first + __builtin_ctzll(bits);
-                Entry<P>& entry = list.entry[found / P::kInputs];
-                entry.offset[found % P::kInputs] = (row + channel) * row_size;
-                entry.value[found % P::kInputs] = static_cast<typename P::Input>(x[channel]);
-            }
-        }
-        for (; found % P::kInputs; ++found) {
-            list.entry[found / P::kInputs].offset[found % P::kInputs] = row * row_size;
-            list.entry[found / P::kInputs].value[found % P::kInputs] = 0;
+CS_TIER inline int32_t list_position(const X* x, int channels, int32_t row, int row_size, Entry<P>* list,
+                                     int32_t found) {
+    typename P::Input* value = list[found].value;
+    int32_t* offset = list[found].offset;
+    constexpr int kStride = sizeof(Entry<P>) / sizeof(int32_t), kValues = sizeof(Entry<P>) / sizeof(*value);
+    int n = 0;
+    for (int first = 0; first < channels; first += 64) {
+        for (uint64_t bits = active_bits(x + first, channels - first); bits; bits &= bits - 1, ++n) {
+            const int channel = first + __builtin_ctzll(bits);
+            offset[n / P::kInputs * kStride + n % P::kInputs] = (row + channel) * row_size;
+            value[n / P::kInputs * kValues + n % P::kInputs] = static_cast<typename P::Input>(x[channel]);
         }
     }
-    list.begin[positions] = found / P::kInputs;
+    for (; n % P::kInputs; ++n) {
+        offset[n / P::kInputs * kStride + n % P::kInputs] = row * row_size;
+        value[n / P::kInputs * kValues + n % P::kInputs] = 0;
+    }
+    return found + n / P::kInputs;
+}
+
+// padded: width of a line with its padding, of which `left` positions lie before it.
+template <class P, class X>
+CS_TIER void list_active(const X* x, const Tensor& image, int left, int padded, int row_size,
+                         const ActiveList<P>& list) {
+    int32_t found = 0;
+    int32_t* begin = list.begin;
+    for (int y = 0; y < image.height; ++y) {
+        for (int column = 0; column <= padded; ++column) {
+            *begin++ = found;
+            if (column < left || column >= left + image.width) continue;
+            found = list_position<P>(x, image.channels, column * image.channels, row_size, list.entry, found);
+            x += image.channels;
+        }
+    }
 }
 
 // Neighbouring taps of one line of the window in which a chunk of kernels has weights.
@@ -88,14 +103,13 @@ struct Run {
 // A run in a row of results.
 template <class P>
 struct RunRow {
-    ActiveList<P> list;  // from the line of the image on
-    int width;           // of the line
-    int left;            // position of the first tap for the first result, which may lie beside the line
-    int taps;            // of the run
-    int stride;          // positions from one result to the next
+    const int32_t* begin;  // of the position that the first tap sees for the first result
+    int taps;              // of the run
+    int stride;            // positions from one result to the next
     int results;
-    const typename P::Weight* weight;  // of the first tap: [VECTORS, kLanes]
-    int64_t tap_size;                  // weights of a tap
+    const Entry<P>* entry;
+    const typename P::Weight* weight;  // [positions of a line, VECTORS, kLanes], for the first result
+    int64_t step;                      // weights from one result back to the next
     int32_t* sums;                     // [results, VECTORS, kLanes]
 };
 
@@ -124,17 +138,17 @@ CS_TIER inline void add_products(const Entry<Pairs>& entry, const int16_t* weigh
 template <class P, int VECTORS>
 CS_TIER void add_run(const RunRow<P>& of) {
     const RunRow<P> row = of;  // stores could change what it refers to, for all the compiler knows
-    const auto* weight = row.weight - row.left * row.tap_size;
+    const int32_t* begin = row.begin;
+    const auto* weight = row.weight;
     int32_t* sums = row.sums;
-    for (int i = 0, first = row.left; i < row.results; ++i, first += row.stride) {
-        const Entry<P>* entry = row.list.entry + row.list.begin[std::clamp(first, 0, row.width)];
-        const Entry<P>* end = row.list.entry + row.list.begin[std::clamp(first + row.taps, 0, row.width)];
+    for (int i = 0; i < row.results; ++i, begin += row.stride, weight -= row.step, sums += VECTORS * kLanes) {
+        const Entry<P>*entry = row.entry + begin[0], *end = row.entry + begin[row.taps];
+        if (entry == end) continue;
         typename P::Vector sum[VECTORS];
         CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(sums + v * kLanes);
-        for (; entry < end; ++entry) add_products<VECTORS>(*entry, weight, sum);
+        do add_products<VECTORS>(*entry, weight, sum);
+        while (++entry < end);
         CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::store(sums + v * kLanes, sum[v]);
-        sums += VECTORS * kLanes;
-        weight -= row.stride * row.tap_size;
     }
 }
 
@@ -193,7 +207,6 @@ std::vector<std::vector<Run>> find_runs(const Window& window, const UsedTaps& us
 // Vectors of kernels in a chunk: visiting an entry costs about as much as four vectors of its products.
 int choose_vectors(const LayerSpec& s, const UsedTaps& used) {
     constexpr int kVisit = 4;
-    if (getenv("SV")) return atoi(getenv("SV"));
     const int all = static_cast<int>(round_up((s.kernels + kLanes - 1) / kLanes, 2));
     int best = 0;
     int64_t least = std::numeric_limits<int64_t>::max();
@@ -231,6 +244,7 @@ class ConvSelect final : public Step {
           kernels_(s.kernels),
           pool_h_(s.pool_h),
           pool_w_(s.pool_w),
+          width_(std::max(input_.width + window_.pad_left, (s.conv_width - 1) * window_.stride_w + window_.kernel_w)),
           vectors_(choose_vectors(s, used)),
           runs_(find_runs(s.window, used, vectors_ / 2)),
           weight_(int64_t{chunks()} * s.rows * row_size()),
@@ -277,7 +291,7 @@ class ConvSelect final : public Step {
     Layout layout() const {
         const size_t entries = input_.positions() * ((input_.channels + P::kInputs - 1) / P::kInputs);
         Layout at;
-        at.entries = round_up(sizeof(int32_t) * (input_.positions() + 1), kAlignment);
+        at.entries = round_up(sizeof(int32_t) * input_.height * (width_ + 1), kAlignment);
         at.sums = at.entries + round_up(sizeof(Entry<P>) * entries, kAlignment);
         at.end = at.sums + sizeof(int32_t) * band_.height * pool_h_ * band_.width * pool_w_ * row_size();
         return at;
@@ -297,11 +311,11 @@ class ConvSelect final : public Step {
 
     void select(const std::byte* image, const ActiveList<P>& list) const {
         if constexpr (std::is_same_v<Input, float>) {
-            list_active<P>(reinterpret_cast<const float*>(image), input_, row_size(), list);
+            list_active<P>(reinterpret_cast<const float*>(image), input_, window_.pad_left, width_, row_size(), list);
         } else if (input_.dtype == DType::u8) {
-            list_active<P>(reinterpret_cast<const uint8_t*>(image), input_, row_size(), list);
+            list_active<P>(reinterpret_cast<const uint8_t*>(image), input_, window_.pad_left, width_, row_size(), list);
         } else {
-            list_active<P>(reinterpret_cast<const int8_t*>(image), input_, row_size(), list);
+            list_active<P>(reinterpret_cast<const int8_t*>(image), input_, window_.pad_left, width_, row_size(), list);
         }
     }
 
@@ -324,25 +338,17 @@ class ConvSelect final : public Step {
         }
     }
 
-    // Adds what a run sees, as far as it lies on the image.
+    // Adds what a run sees of the lines of the image.
     void add_run(const ActiveList<P>& list, int chunk, const Run& run, const Band& band, int32_t* sums) const {
         const int64_t tap_size = int64_t{input_.channels} * row_size();
-        const int width = band.width * pool_w_,
-                  left = band.x * pool_w_ * window_.stride_w - window_.pad_left + run.first;
-        const Weight* weight =
-            weight_.data() + chunk * chunk_size() + (run.line * window_.kernel_w + run.first) * tap_size;
+        const int width = band.width * pool_w_, left = band.x * pool_w_ * window_.stride_w + run.first;
+        const int64_t row = int64_t{run.line} * window_.kernel_w + run.first - left;
+        const Weight* weight = weight_.data() + chunk * chunk_size() + row * tap_size;
         for (int i = 0; i < band.height * pool_h_; ++i, sums += width * row_size()) {
             const int y = (band.y * pool_h_ + i) * window_.stride_h - window_.pad_top + run.line;
             if (y < 0 || y >= input_.height) continue;
-            add_run_({{list.begin + int64_t{y} * input_.width, list.entry},
-                      input_.width,
-                      left,
-                      run.end - run.first,
-                      window_.stride_w,
-                      width,
-                      weight,
-                      tap_size,
-                      sums});
+            add_run_({list.begin + int64_t{y} * (width_ + 1) + left, run.end - run.first, window_.stride_w, width,
+                      list.entry, weight, window_.stride_w * tap_size, sums});
         }
     }
 
@@ -376,6 +382,7 @@ class ConvSelect final : public Step {
     Tensor input_, output_;
     Window window_;
     int kernels_, pool_h_, pool_w_;
+    int width_;                           // of a line with its padding
     int vectors_;                         // of kernels in a chunk
     std::vector<std::vector<Run>> runs_;  // of each chunk
     AlignedVector<Weight> weight_;        // [chunk, row, vector, lane]
@@ -390,7 +397,7 @@ std::unique_ptr<Step> make_conv_select(const LayerSpec& s) {
     if (is_linear(s) || s.groups > 1) return nullptr;
     // Offsets of rows have 32 bits, and so have numbers of entries.
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-    if (int64_t{s.input.width} * s.input.channels * kChunk * kLanes > kMost) return nullptr;
+    if (int64_t{s.input.width + s.window.pad_left} * s.input.channels * kChunk * kLanes > kMost) return nullptr;
     if (s.input.size() + s.input.positions() > kMost) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<ConvSelect<Floats>>(s);
     return kIsExact || requantizes_exactly(s) ? std::make_unique<ConvSelect<Pairs>>(s) : nullptr;
