@@ -113,6 +113,13 @@ struct RunRow {
     int32_t* sums;                     // [results, VECTORS, kLanes]
 };
 
+constexpr int kAhead = 4;  // entries whose weights are prefetched
+
+template <size_t kBytes>
+CS_TIER inline void prefetch(const void* row) {
+    CS_UNROLL for (size_t i = 0; i < kBytes; i += 64) { _mm_prefetch(static_cast<const char*>(row) + i, _MM_HINT_T0); }
+}
+
 template <int VECTORS>
 CS_TIER inline void add_products(const Entry<Floats>& entry, const float* weight, typename Floats::Vector* sum) {
     const auto value = Floats::broadcast(entry.value);
@@ -127,6 +134,10 @@ template <int VECTORS>
 CS_TIER inline void add_products(const Entry<Pairs>& entry, const int16_t* weight, typename Pairs::Vector* sum) {
     const auto pair = Pairs::broadcast(entry.value);
     const int16_t *first = weight + entry.offset[0], *second = weight + entry.offset[1];
+    if constexpr (VECTORS > 4) {  // narrower chunks lie in the first cache
+        prefetch<VECTORS * kLanes * 2>(weight + (&entry)[kAhead].offset[0]);
+        prefetch<VECTORS * kLanes * 2>(weight + (&entry)[kAhead].offset[1]);
+    }
     CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
         auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
         asm("" : "+x"(a), "+x"(b));  // or they would be loaded twice
@@ -228,9 +239,7 @@ struct Band {
     int y, x, height, width;
 };
 
-constexpr size_t kBandBytes0 = 32 << 10;
-static const size_t kBandBytes =
-    getenv("SB") ? atoll(getenv("SB")) : kBandBytes0;  // of sums; about so much of the first-level cache
+constexpr size_t kBandBytes = 16 << 10;  // of sums; about so much of the first-level cache
 
 template <class P>
 class ConvSelect final : public Step {
@@ -289,7 +298,7 @@ class ConvSelect final : public Step {
     };
 
     Layout layout() const {
-        const size_t entries = input_.positions() * ((input_.channels + P::kInputs - 1) / P::kInputs);
+        const size_t entries = input_.positions() * ((input_.channels + P::kInputs - 1) / P::kInputs) + kAhead;
         Layout at;
         at.entries = round_up(sizeof(int32_t) * input_.height * (width_ + 1), kAlignment);
         at.sums = at.entries + round_up(sizeof(Entry<P>) * entries, kAlignment);
