@@ -34,6 +34,7 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
         {"packed_select", Tier::scalar, Mode::sparse_sparse, scalar::layer_sparse_sparse},
         CS_X86({"conv_lanes8", Tier::avx2, Mode::dense, avx2::conv_dense},
                {"conv_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::conv_sparse_dense},
+               {"conv_packed_positions8", Tier::avx2, Mode::sparse_dense, avx2::conv_positions},
                {"conv_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::conv_sparse_sparse},
                {"depthwise_lanes8", Tier::avx2, Mode::dense, avx2::depthwise},
                {"linear_lanes8", Tier::avx2, Mode::dense, avx2::linear_dense},
