@@ -5,12 +5,12 @@
 namespace cs {
 namespace {
 
-// Eight lines of eight numbers, `row` numbers apart: their columns, one after the other.
-CS_AVX2 inline void transpose_lanes(const int32_t* from, int64_t row, int32_t* to) {
+// Eight lines of eight numbers, so many numbers apart, to lines of what were columns.
+CS_AVX2 inline void transpose_lanes(const int32_t* from, int64_t from_row, int32_t* to, int64_t to_row) {
     __m256 half[8];  // of columns 0 to 3, and of 4 to 7: lines 0 and 4, 1 and 5, ...
     for (int i = 0; i < 4; ++i) {
-        const __m256 upper = _mm256_loadu_ps(reinterpret_cast<const float*>(from + i * row));
-        const __m256 lower = _mm256_loadu_ps(reinterpret_cast<const float*>(from + (i + 4) * row));
+        const __m256 upper = _mm256_loadu_ps(reinterpret_cast<const float*>(from + i * from_row));
+        const __m256 lower = _mm256_loadu_ps(reinterpret_cast<const float*>(from + (i + 4) * from_row));
         half[i] = _mm256_permute2f128_ps(upper, lower, 0x20);
         half[i + 4] = _mm256_permute2f128_ps(upper, lower, 0x31);
     }
@@ -19,11 +19,11 @@ CS_AVX2 inline void transpose_lanes(const int32_t* from, int64_t row, int32_t* t
         const __m256 high01 = _mm256_unpackhi_ps(half[i], half[i + 1]);
         const __m256 low23 = _mm256_unpacklo_ps(half[i + 2], half[i + 3]);
         const __m256 high23 = _mm256_unpackhi_ps(half[i + 2], half[i + 3]);
-        auto* column = reinterpret_cast<float*>(to + i * kLanes);
+        auto* column = reinterpret_cast<float*>(to + i * to_row);
         _mm256_storeu_ps(column, _mm256_shuffle_ps(low01, low23, _MM_SHUFFLE(1, 0, 1, 0)));
-        _mm256_storeu_ps(column + kLanes, _mm256_shuffle_ps(low01, low23, _MM_SHUFFLE(3, 2, 3, 2)));
-        _mm256_storeu_ps(column + 2 * kLanes, _mm256_shuffle_ps(high01, high23, _MM_SHUFFLE(1, 0, 1, 0)));
-        _mm256_storeu_ps(column + 3 * kLanes, _mm256_shuffle_ps(high01, high23, _MM_SHUFFLE(3, 2, 3, 2)));
+        _mm256_storeu_ps(column + to_row, _mm256_shuffle_ps(low01, low23, _MM_SHUFFLE(3, 2, 3, 2)));
+        _mm256_storeu_ps(column + 2 * to_row, _mm256_shuffle_ps(high01, high23, _MM_SHUFFLE(1, 0, 1, 0)));
+        _mm256_storeu_ps(column + 3 * to_row, _mm256_shuffle_ps(high01, high23, _MM_SHUFFLE(3, 2, 3, 2)));
     }
 }
 

@@ -58,7 +58,7 @@ class ConvPositions final : public Step {
           pool_(s.pool_h),
           height_(std::max(input_.height + window_.pad_top, s.conv_height - 1 + window_.kernel_h)),
           width_(std::max(input_.width + window_.pad_left, s.conv_width - 1 + window_.kernel_w)),
-          planes_((input_.channels + P::kInputs - 1) / P::kInputs),
+          planes_(static_cast<int>(round_up((input_.channels + P::kInputs - 1) / P::kInputs, kLanes))),
           bias_(padded_bias(s)),
           scale_(padded_scale(s)),
           in_float_(requantizes_in_float(s)) {
@@ -78,7 +78,7 @@ class ConvPositions final : public Step {
         auto* by_kernel = reinterpret_cast<int32_t*>(call.scratch + at.by_kernel);
         auto* by_position = reinterpret_cast<int32_t*>(call.scratch + at.by_position);
         for (int64_t n = 0; n < call.samples; ++n) {
-            turn(sample<std::byte>(call.inputs[0], input_, n), call.scratch);
+            turn(sample<std::byte>(call.inputs[0], input_, n), call.scratch + at.line, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
             for (int first = 0; first < output_.height; first += rows_) {
                 const int y = std::min(first, output_.height - rows_);  // the last ones begin early
@@ -96,17 +96,20 @@ class ConvPositions final : public Step {
     using Input = typename P::Input;
 
     int together() const { return tiles_ * tile_ * kLanes; }  // positions
-    int64_t plane_size() const { return int64_t{height_} * width_; }
+    // Squares may end behind the image; planes begin at whole vectors.
+    int64_t plane_size() const { return round_up(int64_t{height_} * width_, kLanes) + kLanes; }
+    size_t line_bytes() const { return round_up(input_.width, kLanes) * planes_ * 4; }
 
     // Where its parts lie in the scratch memory, behind the planes.
     struct Layout {
-        size_t by_kernel, by_position, end;
+        size_t line, by_kernel, by_position, end;
     };
 
     Layout layout() const {
         Layout at;
         const int64_t beyond = together() + int64_t{window_.kernel_h} * width_;  // what the last tile may read
-        at.by_kernel = round_up((planes_ * plane_size() + beyond) * 4, kAlignment);
+        at.line = round_up((planes_ * plane_size() + beyond) * 4, kAlignment);
+        at.by_kernel = at.line + round_up(line_bytes(), kAlignment);
         at.by_position = at.by_kernel + round_up(sizeof(int32_t) * together() * kLanes, kAlignment);
         at.end = at.by_position + sizeof(int32_t) * together() * kLanes;
         return at;
@@ -116,7 +119,7 @@ class ConvPositions final : public Step {
         const auto* dense = static_cast<const typename P::Source*>(s.dense);
         for (int kernel = 0; kernel < kernels_; ++kernel) {
             begin_.push_back(static_cast<int>(unit_.size()));
-            for (int plane = 0; plane < planes_; ++plane) {
+            for (int plane = 0; plane * P::kInputs < input_.channels; ++plane) {
                 for (int tap = 0; tap < window_.kernel_h * window_.kernel_w; ++tap) {
                     const int ky = tap / window_.kernel_w, kx = tap % window_.kernel_w;
                     KernelUnit<P> unit{static_cast<int32_t>((plane * plane_size() + ky * width_ + kx) * 4), {}};
@@ -133,30 +136,34 @@ class ConvPositions final : public Step {
         begin_.push_back(static_cast<int>(unit_.size()));
     }
 
-    void turn(const std::byte* image, std::byte* to) const {
-        const bool is_whole = height_ == input_.height && width_ == input_.width && input_.channels % P::kInputs == 0;
-        const size_t written = is_whole ? planes_ * plane_size() * 4 : 0;
-        std::memset(to + written, 0, layout().by_kernel - written);
+    // Image to planes [planes, height, width, kInputs].
+    void turn(const std::byte* image, std::byte* line, std::byte* planes) const {
+        const bool is_padded = height_ > input_.height || width_ > input_.width;
+        const size_t written = is_padded ? 0 : planes_ * plane_size() * 4;
+        std::memset(planes + written, 0, layout().line - written);
+        std::memset(line, 0, line_bytes());
         if constexpr (std::is_same_v<Input, float>) {
-            turn_lines(reinterpret_cast<const float*>(image), to);
+            turn_lines(reinterpret_cast<const float*>(image), line, planes);
         } else if (input_.dtype == DType::u8) {
-            turn_lines(reinterpret_cast<const uint8_t*>(image), to);
+            turn_lines(reinterpret_cast<const uint8_t*>(image), line, planes);
         } else {
-            turn_lines(reinterpret_cast<const int8_t*>(image), to);
+            turn_lines(reinterpret_cast<const int8_t*>(image), line, planes);
         }
     }
 
-    // Image to planes [planes, height, width, kInputs].
+    // By way of a line [width, planes, kInputs], in squares, the last of which bring zeros behind the line.
     template <class X>
-    CS_TIER void turn_lines(const X* line, std::byte* planes) const {
-        const int channels = input_.channels;
-        for (int y = 0; y < input_.height; ++y, line += int64_t{input_.width} * channels) {
-            auto* to = reinterpret_cast<Input*>(planes) +
-                       (int64_t{y + window_.pad_top} * width_ + window_.pad_left) * P::kInputs;
-            for (int first = 0; first < channels; first += P::kInputs, to += plane_size() * P::kInputs) {
-                const int inputs = std::min(P::kInputs, channels - first);
-                for (int x = 0; x < input_.width; ++x) {
-                    for (int i = 0; i < inputs; ++i) to[x * P::kInputs + i] = line[int64_t{x} * channels + first + i];
+    CS_TIER void turn_lines(const X* image, std::byte* line, std::byte* planes) const {
+        auto* to = reinterpret_cast<int32_t*>(planes) + int64_t{window_.pad_top} * width_ + window_.pad_left;
+        for (int y = 0; y < input_.height; ++y, to += width_) {
+            auto* position = reinterpret_cast<Input*>(line);
+            for (int x = 0; x < input_.width; ++x, position += planes_ * P::kInputs, image += input_.channels) {
+                for (int c = 0; c < input_.channels; ++c) position[c] = image[c];
+            }
+            for (int x = 0; x < input_.width; x += kLanes) {
+                for (int plane = 0; plane < planes_; plane += kLanes) {
+                    transpose_lanes(reinterpret_cast<int32_t*>(line) + int64_t{x} * planes_ + plane, planes_,
+                                    to + plane * plane_size() + x, plane_size());
                 }
             }
         }
@@ -176,7 +183,7 @@ class ConvPositions final : public Step {
     // To [together(), kLanes]. What is there of kernels that do not exist is not used.
     CS_TIER void turn_sums(const int32_t* by_kernel, int32_t* by_position) const {
         for (int i = 0; i < together(); i += kLanes) {
-            transpose_lanes(by_kernel + i, together(), by_position + int64_t{i} * kLanes);
+            transpose_lanes(by_kernel + i, together(), by_position + int64_t{i} * kLanes, kLanes);
         }
     }
 
