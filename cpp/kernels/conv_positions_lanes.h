@@ -1,5 +1,5 @@
-// Convolution, sparse-dense, int8 and float32, with positions in lanes. A file that includes it includes conv_lanes.h
-// first, and says how to turn a square of numbers (transpose_lanes).
+// Convolution, sparse-dense, int8 and float32, with positions in lanes: one body for the tiers without 8-bit dot
+// products. A file that includes it includes the vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h).
 //
 // Why it is fast: every kernel has a list of its own, so that weights of any pattern cost what they are worth. The
 // image is turned to planes, one for each unit of inputs (two int8, or one float32), and its lines follow upon one
@@ -12,6 +12,35 @@
 
 namespace cs {
 namespace {
+
+// Eight lines of eight numbers, so many numbers apart, to lines of what were columns.
+CS_TIER inline void transpose8(const int32_t* from, int64_t from_row, int32_t* to, int64_t to_row) {
+    __m256 half[8];  // of columns 0 to 3, and of 4 to 7: lines 0 and 4, 1 and 5, ...
+    for (int i = 0; i < 4; ++i) {
+        const __m256 upper = _mm256_loadu_ps(reinterpret_cast<const float*>(from + i * from_row));
+        const __m256 lower = _mm256_loadu_ps(reinterpret_cast<const float*>(from + (i + 4) * from_row));
+        half[i] = _mm256_permute2f128_ps(upper, lower, 0x20);
+        half[i + 4] = _mm256_permute2f128_ps(upper, lower, 0x31);
+    }
+    for (int i = 0; i < 8; i += 4) {  // within halves: four lines of four numbers
+        const __m256 low01 = _mm256_unpacklo_ps(half[i], half[i + 1]);
+        const __m256 high01 = _mm256_unpackhi_ps(half[i], half[i + 1]);
+        const __m256 low23 = _mm256_unpacklo_ps(half[i + 2], half[i + 3]);
+        const __m256 high23 = _mm256_unpackhi_ps(half[i + 2], half[i + 3]);
+        auto* column = reinterpret_cast<float*>(to + i * to_row);
+        _mm256_storeu_ps(column, _mm256_shuffle_ps(low01, low23, _MM_SHUFFLE(1, 0, 1, 0)));
+        _mm256_storeu_ps(column + to_row, _mm256_shuffle_ps(low01, low23, _MM_SHUFFLE(3, 2, 3, 2)));
+        _mm256_storeu_ps(column + 2 * to_row, _mm256_shuffle_ps(high01, high23, _MM_SHUFFLE(1, 0, 1, 0)));
+        _mm256_storeu_ps(column + 3 * to_row, _mm256_shuffle_ps(high01, high23, _MM_SHUFFLE(3, 2, 3, 2)));
+    }
+}
+
+// The same of as many lines and numbers as a vector has lanes.
+CS_TIER inline void transpose_lanes(const int32_t* from, int64_t from_row, int32_t* to, int64_t to_row) {
+    for (int y = 0; y < kLanes; y += 8) {
+        for (int x = 0; x < kLanes; x += 8) transpose8(from + y * from_row + x, from_row, to + x * to_row + y, to_row);
+    }
+}
 
 template <class P>
 struct KernelUnit {
@@ -229,6 +258,7 @@ class ConvPositions final : public Step {
 };
 
 std::unique_ptr<Step> make_conv_positions(const LayerSpec& s) {
+    if (!s.packed || s.packed->v >= kLanes) return nullptr;  // vectors of kernels suit wide blocks better
     if (is_linear(s) || s.groups > 1 || s.pool_h != s.pool_w || s.pool_h > 2) return nullptr;
     if (s.window.stride_h * s.window.stride_w > 1) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<ConvPositions<Floats>>(s);

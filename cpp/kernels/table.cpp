@@ -43,6 +43,7 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
                {"linear_packed_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_sparse_sparse},
                {"conv_lanes16", Tier::avx512, Mode::dense, avx512::conv_dense},
                {"conv_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::conv_sparse_dense},
+               {"conv_packed_positions16", Tier::avx512, Mode::sparse_dense, avx512::conv_positions},
                {"conv_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::conv_sparse_sparse},
                {"depthwise_lanes16", Tier::avx512, Mode::dense, avx512::depthwise},
                {"linear_lanes16", Tier::avx512, Mode::dense, avx512::linear_dense},
