@@ -203,11 +203,9 @@ struct Span {
     int begin, end;  // tiles
 };
 
-constexpr int kSpan = 64;  // results of a span, whose sums stay in the first-level cache
-
-// How many bytes of an image all blocks of kernels go through before any goes on: what the second-level cache holds
-// beside weights.
-constexpr int64_t kBand = 128 << 10;
+// Results of a span: a block goes through all of them, so that its weights are read once from the second-level cache,
+// and their sums stay in the first.
+constexpr int kSpan = 64;
 
 template <class P>
 class Conv final : public Step {
@@ -246,16 +244,12 @@ class Conv final : public Step {
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
-        const auto spans = static_cast<int64_t>(spans_.size());
-        const int64_t band = std::max<int64_t>(1, spans * kBand / (line_bytes() * height_));
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             if (copied_) image = copy(image, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
-            for (int64_t first = 0; first < spans; first += band) {
-                for (int b = 0; b < lists_.blocks(); ++b) {
-                    run_block(b, image, first, std::min(first + band, spans), out);
-                }
+            for (const Span& span : spans_) {
+                for (int b = 0; b < lists_.blocks(); ++b) run_block(b, span, image, out);
             }
         }
     }
@@ -333,8 +327,7 @@ class Conv final : public Step {
         }
     }
 
-    // A block of kernels at some spans.
-    CS_TIER void run_block(int b, const std::byte* image, int64_t first, int64_t end, std::byte* out) const {
+    CS_TIER void run_block(int b, const Span& span, const std::byte* image, std::byte* out) const {
         const int kernel = b * lists_.vectors * kLanes, begin = lists_.begin[b];
         const Block block{
             offset_.data() + begin,
@@ -343,19 +336,16 @@ class Conv final : public Step {
             bias_.data() + kernel,
             row_stride(),
             column_stride()};
-        Destination to{nullptr,
-                       pixel_bytes(),
-                       std::min(lists_.vectors * kLanes, kernels_ - kernel),
-                       scale_.empty() ? nullptr : scale_.data() + kernel,
-                       output_.dtype,
-                       in_float_};
-        out += kernel * static_cast<int64_t>(element_bytes(output_.dtype));
+        const Destination to{
+            out + span.first * pixel_bytes() + kernel * static_cast<int64_t>(element_bytes(output_.dtype)),
+            pixel_bytes(),
+            std::min(lists_.vectors * kLanes, kernels_ - kernel),
+            scale_.empty() ? nullptr : scale_.data() + kernel,
+            output_.dtype,
+            in_float_};
         typename P::Vector sums[kSpan * kWide];
-        for (const Span* span = &spans_[first]; span < spans_.data() + end; ++span) {
-            to.output = out + span->first * pixel_bytes();
-            sum_tiles_(block, image, &tiles_[span->begin], span->end - span->begin, sums);
-            finish_(sums, span->results, to);
-        }
+        sum_tiles_(block, image, &tiles_[span.begin], span.end - span.begin, sums);
+        finish_(sums, span.results, to);
     }
 
     Tensor input_, output_;
