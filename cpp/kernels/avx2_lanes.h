@@ -78,6 +78,12 @@ struct Pairs {
     static constexpr int kInputs = 2;
 
     CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+    // For a vector that two instructions use: the compiler would load it in both.
+    CS_AVX2 static Vector load_once(const void* from) {
+        Vector x = load(from);
+        asm("" : "+x"(x));
+        return x;
+    }
     CS_AVX2 static void store(void* to, Vector x) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
     CS_AVX2 static Vector broadcast(const void* from) {
         int32_t pair;

@@ -42,6 +42,7 @@ struct Pairs {
     static constexpr int kInputs = 2;
 
     CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_si512(from); }
+    CS_AVX512 static Vector load_once(const void* from) { return load(from); }
     CS_AVX512 static void store(void* to, Vector x) { _mm512_storeu_si512(to, x); }
     CS_AVX512 static Vector broadcast(const void* from) {
         int32_t pair;

@@ -139,8 +139,7 @@ CS_TIER inline void add_products(const Entry<Pairs>& entry, const int16_t* weigh
         prefetch<VECTORS * kLanes * 2>(weight + (&entry)[kAhead].offset[1]);
     }
     CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
-        auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
-        asm("" : "+x"(a), "+x"(b));  // or they would be loaded twice
+        const auto a = Pairs::load_once(first + v * kLanes), b = Pairs::load_once(second + v * kLanes);
         sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
         sum[v + 1] = Pairs::multiply_add(sum[v + 1], pair, Pairs::interleave_high(a, b));
     }
