@@ -4,11 +4,16 @@
 // Why it is fast: the lanes are kernels. A vector holds the weights of one unit of inputs for one block of kernels; the
 // unit of one position, four bytes, is broadcast from memory, which costs a load and no vector port. A unit is one
 // float32, multiplied and added by one instruction, or two int8 widened to 16 bits, which VPMADDWD multiplies and adds
-// to 32 bits without ever saturating: 1.5 instructions in place of VPDPBUSD's half. A tile of up to 12 positions (28
-// with 32 registers) stays in registers, so that a weight is loaded once per tile. Units in which a block has no weight
-// are not in its list, which holds offsets into the input: absent weights cost nothing, present ones no index.
+// to 32 bits without ever saturating: 1.5 instructions in place of VPDPBUSD's half. A tile of up to 12 sums (28 with 32
+// registers) stays in registers: 12 positions of one vector of kernels or, where it pays (kWide), six of two, which
+// share what is broadcast. Units in which a block has no weight are not in its list, which holds offsets into the
+// input: absent weights cost nothing, present ones no index.
 //
-// Units never straddle the lines of a window: the last one of an odd line has a weight of zero.
+// A block goes through the tiles of a span of results, whose sums are then requantized together, in whole vectors of
+// bytes.
+//
+// A unit begins at any input with a weight, but never straddles the lines of a window: the last one of a line may have
+// a weight of zero.
 #pragma once
 
 #include <algorithm>

@@ -1,14 +1,15 @@
 // Convolution, sparse-sparse, int8 and float32: one body for several tiers. A file that includes it includes the
 // vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h) and says which of 64 bytes are not zero (nonzero_bytes).
 //
-// Why it is fast: the active inputs of an image are selected once, into a list of each position. A tap of the window
-// then adds the rows of weights of one position's entries to the sums of one result; nothing is searched. The lanes are
-// kernels. Of int8, the weights of two active inputs are interleaved to pairs (a shuffle per vector of sums) for
-// VPMADDWD, which costs less than two multiplications.
+// Why it is fast: the active inputs of an image are selected once, into a list in the order of memory. What a line of a
+// window sees is then one stretch of the list, and since the rows of the weight matrix run in the same order, the row
+// of an entry lies at its own offset plus a constant of the window: nothing is searched, padded or copied. The lanes
+// are kernels, whose sums stay in registers over the stretch. Of int8, the weights of two active inputs are interleaved
+// to pairs (a shuffle per vector of sums) for VPMADDWD, which costs less than two multiplications.
 //
-// The kernels go in chunks, and the taps of a chunk one after the other through a band of results, whose sums lie in
-// the first-level cache beside the weights of one tap: from one result to the next nothing else is read. Taps in which
-// a chunk has no weight are not visited: chunks are as narrow as pays for the weights at hand.
+// The kernels go in chunks, and the lines of a chunk's windows one after the other through a band of results, whose
+// sums lie in the first-level cache: the weights of a line stay there, too, or in the second. Taps in which a chunk has
+// no weight are not visited: chunks are as narrow as pays for the weights at hand.
 #pragma once
 
 #include <algorithm>
