@@ -261,6 +261,28 @@ def imported(report: Report, path: Path) -> None:
     save(figure, path)
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def shares(measured: Iterable[tuple[str, float]], path: Path) -> None:
+    """How near every kernel comes to its bound: a bar to the layer where it comes nearest, a dot for every layer."""
+    found: dict[str, list[float]] = {}
+    for kernel, share in measured:
+        found.setdefault(kernel, []).append(100 * share)
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(found) + 1.5), layout="constrained")
+    for place, shares in enumerate(found.values()):
+        axes.barh(place, max(shares), color=SHADES[0])
+        axes.scatter(shares, [place] * len(shares), 14, color=SHADES[2], zorder=2)
+        axes.text(max(shares) + 1.5, place, f"{max(shares):.0f} %", va="center", fontsize=9)
+    axes.axvline(100, color=GREY, linestyle="--")
+    axes.set_yticks(range(len(found)), found)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlim(0, 112)
+    axes.set_xlabel("% of the bound; bar: the layer where the kernel comes nearest, dots: every layer")
+    figure.suptitle("How near every kernel comes to what one core can do", weight="bold")
+    save(figure, path)
+
+
 # --- scaling ---------------------------------------------------------------------------------------------------------
 
 

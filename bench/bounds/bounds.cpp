@@ -30,6 +30,7 @@ namespace {
 constexpr double kRun = 1e-3;                     // seconds of a run, at least
 constexpr int kChains = 12;                       // more than any latency times instructions a cycle
 constexpr int64_t kMostExact = int64_t{1} << 24;  // a float32 that counts stops there
+constexpr int kRows = 4, kKernels = 1500;         // of the scalar loop: weights in the first-level cache
 constexpr int kAhead = 4;                         // rows that are prefetched
 
 // `count` times a step, so many times over; returns whether the result is right.
@@ -62,23 +63,24 @@ bool count_cycles(int64_t times) {
     return sum == static_cast<uint64_t>(32 * times);
 }
 
-// What the compiler makes of the scalar tier's loop: a row of weights times one input, added to all sums.
-template <class Weight, class Sum>
-__attribute__((noinline)) void add_row(const Weight* weight, Sum x, Sum* __restrict sums, int count) {
-    for (int i = 0; i < count; ++i) sums[i] += x * weight[i];
+// What the compiler makes of the scalar tier's loop: rows of weights times one input each, added to all sums.
+template <class Input, class Weight, class Sum>
+__attribute__((noinline)) void add_rows(const Input* x, const Weight* weight, int rows, Sum* __restrict sums,
+                                        int kernels) {
+    for (int row = 0; row < rows; ++row, weight += kernels) {
+        const auto value = static_cast<Sum>(x[row]);
+        for (int i = 0; i < kernels; ++i) sums[i] += value * weight[i];
+    }
 }
 
-template <class Weight, class Sum>
+template <class Input, class Weight, class Sum>
 bool multiply_rows(int64_t times) {
-    constexpr int kRows = 8, kKernels = 512;
-    static Weight weights[kRows * kKernels];
-    Sum sums[kKernels] = {};
-    std::fill_n(weights, kRows * kKernels, Weight{1});
-    for (int64_t t = 0; t < times; ++t) {
-        for (int row = 0; row < kRows; ++row) add_row<Weight, Sum>(weights + row * kKernels, 1, sums, kKernels);
-    }
+    const std::vector<Input> inputs(kRows, 1);
+    const std::vector<Weight> weights(kRows * kKernels, 1);
+    std::vector<Sum> sums(kKernels);
+    for (int64_t t = 0; t < times; ++t) add_rows(inputs.data(), weights.data(), kRows, sums.data(), kKernels);
     const Sum expected = static_cast<Sum>(kRows * times);
-    return std::all_of(sums, sums + kKernels, [=](Sum sum) { return sum == expected; });
+    return std::all_of(sums.begin(), sums.end(), [=](Sum sum) { return sum == expected; });
 }
 
 namespace plain {
@@ -91,9 +93,9 @@ constexpr int kBytes = 16;
 #undef TIER
 
 constexpr Loop kLoops[] = {
-    {"additions that wait for one another", "", 0, 32, count_cycles},
-    {"sums[i] += x * weight[i], as compiled", "int8", 1, 8 * 512, multiply_rows<int8_t, int32_t>},
-    {"sums[i] += x * weight[i], as compiled", "float32", 1, 8 * 512, multiply_rows<float, float>},
+    {"add, each waiting for the one before", "", 0, 32, count_cycles},
+    {"multiply-add loop as compiled", "int8", 1, kRows * kKernels, multiply_rows<uint8_t, int8_t, int32_t>},
+    {"multiply-add loop as compiled", "float32", 1, kRows * kKernels, multiply_rows<float, float, float>},
 };
 
 }  // namespace plain
@@ -225,7 +227,7 @@ TIER bool tile(int64_t times) {
 
 constexpr Loop kLoops[] = {
     {"VPDPBUSD", "int8", 64, kChains, dot},
-    {"VPDPBUSD, one factor broadcast by a load: a register tile", "int8", 64, kChains, tile},
+    {"VPDPBUSD, a factor broadcast by a load: a register tile", "int8", 64, kChains, tile},
 };
 
 }  // namespace avx512vnni
