@@ -44,12 +44,12 @@ def sections(results: Path, images: Path) -> dict[str, str]:
         return {}
     bounds, kernels = (json.loads(path.read_text(encoding="utf-8")) for path in paths.values())
     measured = with_bounds(kernels, bounds)
-    pictures.shares([(m.name.replace("`", ""), m.share) for m in measured], images / "kernels.png")
+    pictures.shares([(m.row["tier"], m.row["kernel"], m.share) for m in measured], images / "kernels.png")
     picture = "![Share of the bound that every kernel reaches](images/kernels.png)"
     return {
         "bounds": f"{conditions(bounds)}\n\n{loops_table(bounds)}\n\n{memory_table(bounds)}",
         "kernel-bounds": f"{picture}\n\n{best_table(measured)}",
-        "kernels": f"## Kernels\n\n{picture}\n\n{kernels_table(measured)}\n\n{note(kernels, bounds)}",
+        "kernels": f"## Kernels\n\n{picture}\n\n{kernels_table(measured)}\n\n{note(kernels)}",
     }
 
 
@@ -129,15 +129,14 @@ def _bound_cells(m: Measured) -> tuple[str, str, str]:
     return _micro(m.bound.seconds), m.bound.by, comparison.percent(m.share) if m.share >= 0.01 else "< 1 %"
 
 
-def note(kernels: Report, bounds: Report) -> str:
+def note(kernels: Report) -> str:
     """How the times were taken, and what a call adds to them."""
     (empty,) = (row for row in kernels["benchmarks"] if row["layer"] == roofline.EMPTY)
-    more = max(m.row["median"] - m.row["seconds"] for m in with_bounds(kernels, bounds))
     return (
         f"{kernels['machine_info']['cpu']}, {kernels['datetime'][:10]}. One layer alone, one sample, one thread: the "
-        f"median of the kernel by the program's own clock, which takes {_micro(empty['seconds'])} µs; every output "
-        f"checked before. A call from Python takes {_micro(empty['median'])} µs more, and copies the input and the "
-        f"result: up to {_micro(more)} µs for the largest layer here. *Products* are those that the kernel's mode has "
+        f"kernel by the program's own clock, which takes {_micro(empty['seconds'])} µs of it; all kernels take turns, "
+        "each turn gives a median, the fastest counts; every output checked. A call from Python copies input and "
+        f"result, and takes {_micro(empty['median'])} µs besides. *Products* are those that the kernel's mode has "
         "to make: of all weights (dense), of those that are not zero (sparse-dense), of these and active inputs "
         "(sparse-sparse). The *bound* is the larger of two times: the products at the rate of the instruction named, "
         "and the bytes of weights, input and output at the rate of the level of memory that holds them all. Operations "
