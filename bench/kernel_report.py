@@ -78,7 +78,7 @@ def conditions(bounds: Report) -> str:
 def loops_table(bounds: Report) -> str:
     rows = []
     for loop in bounds["loops"][1:]:
-        products = f"{loop['per_ns'] * loop['products']:,.0f}" if loop["products"] else ""
+        products = _short(loop["per_ns"] * loop["products"]) if loop["products"] else ""
         rate = loop["per_ns"]
         cells = (loop["dtype"], _short(rate), _short(rate / cycles_per_ns(bounds)), products)
         rows.append((loop["tier"], loop["name"], *cells))
@@ -136,11 +136,12 @@ def note(kernels: Report) -> str:
         f"{kernels['machine_info']['cpu']}, {kernels['datetime'][:10]}. One layer alone, one sample, one thread: the "
         f"kernel by the program's own clock, which takes {_micro(empty['seconds'])} µs of it; all kernels take turns, "
         "each turn gives a median, the fastest counts; every output checked. A call from Python copies input and "
-        f"result, and takes {_micro(empty['median'])} µs besides. *Products* are those that the kernel's mode has "
-        "to make: of all weights (dense), of those that are not zero (sparse-dense), of these and active inputs "
-        "(sparse-sparse). The *bound* is the larger of two times: the products at the rate of the instruction named, "
-        "and the bytes of weights, input and output at the rate of the level of memory that holds them all. Operations "
-        "that multiply no weights have the second only: k-winners take many instructions a byte, and stay far from it."
+        f"result, and takes at least {_micro(empty['min'])} µs besides. *Products* are those that the mode of the "
+        "kernel has to make: of all weights (dense), of those that are not zero (sparse-dense), of these and active "
+        "inputs (sparse-sparse). The *bound* is the larger of two times: the products at the rate of the instruction "
+        "named, and the bytes of weights, input and output at the rate of the level of memory that holds them all. "
+        "Operations that multiply no weights have the second only: k-winners take many instructions a byte, and stay "
+        "far from it."
     )
 
 
