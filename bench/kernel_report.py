@@ -46,10 +46,11 @@ def sections(results: Path, images: Path) -> dict[str, str]:
     measured = with_bounds(kernels, bounds)
     pictures.shares([(m.row["tier"], m.row["kernel"], m.share) for m in measured], images / "kernels.png")
     picture = "![Share of the bound that every kernel reaches](images/kernels.png)"
+    one_core = (conditions(bounds), loops_table(bounds), memory_table(bounds))
+    best = "Every kernel on the layer where it comes nearest to its bound:"
     return {
-        "bounds": f"{conditions(bounds)}\n\n{loops_table(bounds)}\n\n{memory_table(bounds)}",
-        "kernel-bounds": f"{picture}\n\n{best_table(measured)}",
-        "kernels": f"## Kernels\n\n{picture}\n\n{kernels_table(measured)}\n\n{note(kernels)}",
+        "bounds": "\n\n".join((*one_core, picture, best, best_table(measured))),
+        "kernels": "\n\n".join(("## Kernels", picture, kernels_table(measured), note(kernels))),
     }
 
 
