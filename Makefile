@@ -12,8 +12,8 @@ FORMATTED := $(CPP) $(wildcard bench/bounds/*)
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format bench bench-kernels peers bench-peers train-kws kws-study kws-sparsity kws-first-layer digits-study \
-  docs wheel fpga-samples fpga-report fuzz sanitize test-emulated memcheck clean
+.PHONY: demo test lint format bench bench-kernels peers bench-peers train-kws kws-study kws-sparsity kws-first-layer \
+  digits-study docs wheel fpga-samples fpga-report fuzz sanitize test-emulated memcheck clean
 
 demo: $(VENV)/.core
 	$(BIN)/csengine demo
