@@ -26,8 +26,8 @@ from csengine.cli.output import json_text
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 SOURCES = (ROOT / "bench" / "bounds" / "bounds.cpp", ROOT / "cpp" / "cpu_features.cpp")
-# Those of setup.py: GCC 12 takes the undefined vectors of its own intrinsics for uninitialized variables. Clang does not
-# know all of them.
+# Those of setup.py: GCC 12 takes the undefined vectors of its own intrinsics for uninitialized variables, of which
+# Clang does not know all warnings.
 FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", f"-I{ROOT / 'cpp'}"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
