@@ -88,6 +88,7 @@ class ConvPositions final : public Step {
           height_(std::max(input_.height + window_.pad_top, s.conv_height - 1 + window_.kernel_h)),
           width_(std::max(input_.width + window_.pad_left, s.conv_width - 1 + window_.kernel_w)),
           planes_(static_cast<int>(round_up((input_.channels + P::kInputs - 1) / P::kInputs, kLanes))),
+          units_(kernels_),
           bias_(padded_bias(s)),
           scale_(padded_scale(s)),
           in_float_(requantizes_in_float(s)) {
@@ -146,23 +147,23 @@ class ConvPositions final : public Step {
 
     void list_units(const LayerSpec& s) {
         const auto* dense = static_cast<const typename P::Source*>(s.dense);
-        for (int kernel = 0; kernel < kernels_; ++kernel) {
-            begin_.push_back(static_cast<int>(unit_.size()));
-            for (int plane = 0; plane * P::kInputs < input_.channels; ++plane) {
-                for (int tap = 0; tap < window_.kernel_h * window_.kernel_w; ++tap) {
-                    const int ky = tap / window_.kernel_w, kx = tap % window_.kernel_w;
-                    KernelUnit<P> unit{static_cast<int32_t>((plane * plane_size() + ky * width_ + kx) * 4), {}};
+        for (int first = 0; first < input_.channels; first += P::kInputs) {
+            const int inputs = std::min(P::kInputs, input_.channels - first);
+            for (int tap = 0; tap < window_.kernel_h * window_.kernel_w; ++tap) {
+                const int64_t position = int64_t{tap} / window_.kernel_w * width_ + tap % window_.kernel_w;
+                const int64_t offset = (first / P::kInputs * plane_size() + position) * 4;
+                const auto* row = dense + (int64_t{tap} * input_.channels + first) * kernels_;
+                for (int kernel = 0; kernel < kernels_; ++kernel) {
+                    KernelUnit<P> unit{static_cast<int32_t>(offset), {}};
                     bool any = false;
-                    for (int i = 0; i < P::kInputs && plane * P::kInputs + i < input_.channels; ++i) {
-                        const int64_t row = int64_t{tap} * input_.channels + plane * P::kInputs + i;
-                        unit.weight[i] = dense[row * kernels_ + kernel];
+                    for (int i = 0; i < inputs; ++i) {
+                        unit.weight[i] = row[int64_t{i} * kernels_ + kernel];
                         any |= unit.weight[i] != 0;
                     }
-                    if (any) unit_.push_back(unit);
+                    if (any) units_[kernel].push_back(unit);
                 }
             }
         }
-        begin_.push_back(static_cast<int>(unit_.size()));
     }
 
     // Image to planes [planes, height, width, kInputs].
@@ -201,8 +202,8 @@ class ConvPositions final : public Step {
     // Sums of as many kernels as a vector has lanes: [kLanes, together()].
     void sum_kernels(int first, const std::byte* from, int32_t* sums) const {
         for (int kernel = first; kernel < std::min(first + kLanes, kernels_); ++kernel) {
-            const auto* unit = unit_.data() + begin_[kernel];
-            const auto* end = unit_.data() + begin_[kernel + 1];
+            const auto* unit = units_[kernel].data();
+            const auto* end = unit + units_[kernel].size();
             for (int tile = 0; tile < tiles_; ++tile, sums += tile_ * kLanes) {
                 sum_positions_(unit, end, from + int64_t{tile} * tile_ * kLanes * 4, &bias_[kernel], sums);
             }
@@ -249,8 +250,7 @@ class ConvPositions final : public Step {
     int planes_;
     int rows_;  // of results that are computed together, in tiles_ tiles of tile_ vectors
     int tiles_, tile_;
-    std::vector<int> begin_;  // [kernels + 1]: where the units of each begin
-    std::vector<KernelUnit<P>> unit_;
+    std::vector<std::vector<KernelUnit<P>>> units_;  // of each kernel
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
     bool in_float_;
