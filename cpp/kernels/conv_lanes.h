@@ -17,6 +17,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -201,11 +202,19 @@ AlignedVector<typename P::Weight> unit_weights(const LayerSpec& s, const UnitLis
     return weight;
 }
 
-// Results that follow upon one another in memory, and the tiles that give them.
+// Tiles of so many results, and the function for them.
+template <class P>
+struct Tiles {
+    int results;
+    SumTiles<P> sum;
+    std::vector<Tile> tile;
+};
+
+// Results that follow upon one another in memory, and the tiles that give them, of either width.
 struct Span {
     int64_t first;  // result
     int results;
-    int begin, end;  // tiles
+    std::array<int, 2> begin, end;  // tiles
 };
 
 // Results of a span: a block goes through all of them, so that its weights are read once from the second-level cache,
@@ -273,38 +282,49 @@ class Conv final : public Step {
     int64_t column_stride() const { return int64_t{window_.stride_w} * input_.channels * sizeof(Input); }
     int64_t pixel_bytes() const { return kernels_ * static_cast<int64_t>(element_bytes(output_.dtype)); }
 
-    // Tiles of nearly equal width. The last one begins early rather than end beyond the row.
+    // Tiles of two widths, which differ by one result.
     void choose_tiles(int rows, int positions) {
         const int limit = most_columns(lists_.vectors, pool_) / pool_;
-        const int tiles = (positions + limit - 1) / limit;
-        tile_ = (positions + tiles - 1) / tiles;
+        const int tiles = (positions + limit - 1) / limit, most = (positions + tiles - 1) / tiles;
+        const int narrow = tiles * most - positions;
+        tiles_ = {Tiles<P>{most, nullptr, {}}, Tiles<P>{most - 1, nullptr, {}}};
         for (int y = 0; y < rows; ++y) {
-            for (int first = 0; first < positions; first += tile_) {
-                const int x = std::min(first, positions - tile_);
-                add_tile(y * pool_ * row_stride() + x * pool_ * column_stride(), int64_t{y} * positions + x);
+            for (int tile = 0, x = 0; tile < tiles; ++tile) {
+                const int width = tile < tiles - narrow ? 0 : 1;
+                add_tile(width, y * pool_ * row_stride() + x * pool_ * column_stride(), int64_t{y} * positions + x);
+                x += tiles_[width].results;
             }
         }
     }
 
-    void add_tile(int64_t input, int64_t result) {
-        const int tile = static_cast<int>(tiles_.size());
-        if (spans_.empty() || result + tile_ - spans_.back().first > kSpan) spans_.push_back({result, 0, tile, tile});
+    void add_tile(int width, int64_t input, int64_t result) {
+        const int results = tiles_[width].results;
+        if (spans_.empty() || result + results - spans_.back().first > kSpan) {
+            const std::array<int, 2> next{static_cast<int>(tiles_[0].tile.size()),
+                                          static_cast<int>(tiles_[1].tile.size())};
+            spans_.push_back({result, 0, next, next});
+        }
         Span& span = spans_.back();
-        span.end = tile + 1;
-        span.results = static_cast<int>(result + tile_ - span.first);
-        tiles_.push_back({input, result - span.first});
+        ++span.end[width];
+        span.results += results;
+        tiles_[width].tile.push_back({input, result - span.first});
     }
 
     void choose_functions() {
         if constexpr (kWide == 2) {
-            if (lists_.vectors == 2) {
-                sum_tiles_ = pool_ == 2 ? sum_tiles_of<P, 2, 2>(tile_ * 2) : sum_tiles_of<P, 2, 1>(tile_);
-                finish_ = finish<P, 2>;
-                return;
-            }
+            if (lists_.vectors == 2) return choose_functions<2>();
         }
-        sum_tiles_ = pool_ == 2 ? sum_tiles_of<P, 1, 2>(tile_ * 2) : sum_tiles_of<P, 1, 1>(tile_);
-        finish_ = finish<P, 1>;
+        choose_functions<1>();
+    }
+
+    template <int VECTORS>
+    void choose_functions() {
+        finish_ = finish<P, VECTORS>;
+        for (Tiles<P>& tiles : tiles_) {
+            if (tiles.results == 0) continue;
+            tiles.sum = pool_ == 2 ? sum_tiles_of<P, VECTORS, 2>(tiles.results * 2)  //
+                                   : sum_tiles_of<P, VECTORS, 1>(tiles.results);
+        }
     }
 
     // The image with its padding, as the units are multiplied.
@@ -349,7 +369,10 @@ class Conv final : public Step {
             output_.dtype,
             in_float_};
         typename P::Vector sums[kSpan * kWide];
-        sum_tiles_(block, image, &tiles_[span.begin], span.end - span.begin, sums);
+        for (size_t i = 0; i < tiles_.size(); ++i) {
+            const int count = span.end[i] - span.begin[i];
+            if (count) tiles_[i].sum(block, image, &tiles_[i].tile[span.begin[i]], count, sums);
+        }
         finish_(sums, span.results, to);
     }
 
@@ -364,10 +387,8 @@ class Conv final : public Step {
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
     bool in_float_;
-    int tile_;  // results across a tile
-    std::vector<Tile> tiles_;
+    std::array<Tiles<P>, 2> tiles_;
     std::vector<Span> spans_;
-    SumTiles<P> sum_tiles_;
     Finish finish_;
 };
 
