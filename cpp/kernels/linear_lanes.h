@@ -208,22 +208,23 @@ class LinearPacked final : public Linear<typename E::Numbers> {
     std::vector<int32_t> target_;   // [row_blocks, entries]: first of kKernels sums
 };
 
-// A packed matrix of single weights, by rows.
-template <class P>
+// A packed matrix of single weights, by rows. Target: of an index of a sum. Four or two are read at once: loads are
+// what a product takes most of.
+template <class P, class Target>
 class LinearSingles final : public Linear<P> {
   public:
     LinearSingles(const LayerSpec& s, bool select)
         : Linear<P>(s, select, 1, s.packed->row_blocks),
           entries_(static_cast<int>(round_up(s.packed->sets, kLanes))),
           weight_(int64_t{s.packed->row_blocks} * entries_),
-          target_(int64_t{s.packed->row_blocks} * entries_, this->padded()) {
+          target_(int64_t{s.packed->row_blocks} * entries_, static_cast<Target>(this->padded())) {
         const PackedWeight& p = *s.packed;
         const auto* from = static_cast<const typename P::Source*>(p.weights);
         for (int64_t i = 0; i < int64_t{p.row_blocks} * p.sets; ++i) {
             if (p.owner[i] < 0) continue;  // nobody's weights: zero, to the spare block
             const int64_t entry = i / p.sets * entries_ + i % p.sets;
             weight_[entry] = from[i];
-            target_[entry] = p.owner[i];
+            target_[entry] = static_cast<Target>(p.owner[i]);
         }
     }
 
@@ -236,21 +237,38 @@ class LinearSingles final : public Linear<P> {
         auto* sum = reinterpret_cast<Sum*>(sums);
         for (int n = 0; n < count; ++n) {
             const int64_t row = active ? active[n] : n;
-            const auto input = P::broadcast(x + row);
-            const auto* weight = weight_.data() + row * entries_;
-            const int32_t* target = target_.data() + row * entries_;
-            for (int t = 0; t < entries_; t += kLanes) {
-                Sum product[kLanes];
-                P::store(product, P::multiply_add(typename P::Vector{}, input, P::load_weight(weight + t)));
-                CS_UNROLL for (int i = 0; i < kLanes; ++i) sum[target[t + i]] += product[i];
+            multiply_route_sum(P::broadcast(x + row), row, sum);
+        }
+    }
+
+    CS_TIER void multiply_route_sum(typename P::Vector input, int64_t row, Sum* sum) const {
+        constexpr int kAtOnce = sizeof(uint64_t) / sizeof(Target);
+        const int entries = entries_;
+        const auto* weight = weight_.data() + row * entries;
+        const Target* target = target_.data() + row * entries;
+        for (int t = 0; t < entries; t += kLanes) {
+            Sum product[kLanes];
+            P::store(product, P::multiply_add(typename P::Vector{}, input, P::load_weight(weight + t)));
+            CS_UNROLL for (int i = 0; i < kLanes; i += kAtOnce) {
+                uint64_t targets;
+                std::memcpy(&targets, target + t + i, sizeof targets);
+                CS_UNROLL for (int k = 0; k < kAtOnce; ++k) {
+                    sum[static_cast<Target>(targets >> 8 * sizeof(Target) * k)] += product[i + k];
+                }
             }
         }
     }
 
     int entries_;                               // per row, to whole vectors
     AlignedVector<typename P::Source> weight_;  // [rows, entries]
-    std::vector<int32_t> target_;               // likewise: the sum that each belongs to
+    std::vector<Target> target_;                // likewise: the sum that each belongs to
 };
+
+template <class P>
+std::unique_ptr<Step> make_singles(const LayerSpec& s, bool select) {
+    if (s.kernels <= 65536 - 2 * kLanes) return std::make_unique<LinearSingles<P, uint16_t>>(s, select);
+    return std::make_unique<LinearSingles<P, uint32_t>>(s, select);
+}
 
 std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
     if (!is_linear(s)) return nullptr;
@@ -272,11 +290,11 @@ std::unique_ptr<Step> make_linear_packed(const LayerSpec& s, bool select) {
     if (u != 1 && u != 4) return nullptr;
     if (!is_float && !kIsExact && !requantizes_exactly(s)) return nullptr;
     if (is_float) {
-        if (is_single) return std::make_unique<LinearSingles<Floats>>(s, select);
+        if (is_single) return make_singles<Floats>(s, select);
         if (u == 1) return make_packed_rows<Entry<Floats, 1, 1>, Entry<Floats, 1, 2>>(s, select);
         return make_packed_rows<Entry<Floats, 4, 1>, Entry<Floats, 4, 2>>(s, select);
     }
-    if (is_single) return std::make_unique<LinearSingles<Ones>>(s, select);
+    if (is_single) return make_singles<Ones>(s, select);
     if (u == 1) return make_packed_rows<Entry<Ones, 1, 1>, TwinEntry>(s, select);
     return make_packed_rows<Entry<Pairs, 2, 1>, Entry<Pairs, 2, 2>>(s, select);
 }
