@@ -119,7 +119,8 @@ template <>
 const std::vector<Kernel<ConcatSpec>>& kernels() {
     static const std::vector<Kernel<ConcatSpec>> table = {
         {"concat", Tier::scalar, Mode::none, scalar::concat},
-        CS_X86({"concat_vector", Tier::avx512, Mode::none, avx512::concat})};
+        CS_X86({"concat_vector", Tier::avx2, Mode::none, avx2::concat},
+               {"concat_vector", Tier::avx512, Mode::none, avx512::concat})};
     return table;
 }
 
