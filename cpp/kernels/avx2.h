@@ -21,6 +21,7 @@ std::unique_ptr<Step> linear_masks(const LayerSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
 std::unique_ptr<Step> concat(const ConcatSpec&);
+std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 
 }  // namespace cs::avx2

@@ -163,7 +163,8 @@ const std::vector<Kernel<LayerNormSpec>>& kernels() {
 template <>
 const std::vector<Kernel<LocalResponseNormSpec>>& kernels() {
     static const std::vector<Kernel<LocalResponseNormSpec>> table = {
-        {"local_response_norm", Tier::scalar, Mode::none, scalar::local_response_norm}};
+        {"local_response_norm", Tier::scalar, Mode::none, scalar::local_response_norm},
+        CS_X86({"local_response_norm_vector", Tier::avx2, Mode::none, avx2::local_response_norm})};
     return table;
 }
 
