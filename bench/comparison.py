@@ -411,17 +411,6 @@ def scaling_table(report: Report) -> str:
     return markdown(("blocks", ">weights", ">active", ">products", ">µs", ">ps per product"), rows)
 
 
-def kernels_table(report: Report) -> str:
-    """The fastest kernel of each instruction set on each layer."""
-    tiers = ("scalar", "avx2", "avx512", "avx512vnni", "amx")
-    found: dict[str, dict[str, float]] = {}
-    for kernel in report["benchmarks"]:
-        times = found.setdefault(kernel["layer"], {})
-        times[kernel["tier"]] = min(kernel["median"], times.get(kernel["tier"], float("inf")))
-    rows = [(layer, *(micro(times[tier]) if tier in times else "" for tier in tiers)) for layer, times in found.items()]
-    return markdown(("layer", *(f">{tier}, µs" for tier in tiers)), rows)
-
-
 def numba_table(report: Report) -> str:
     """The Numba backend beside the C++ one, by network, mode and batch size."""
     rows = []

@@ -261,6 +261,33 @@ def imported(report: Report, path: Path) -> None:
     save(figure, path)
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def shares(measured: Iterable[tuple[str, str, float]], path: Path) -> None:
+    """How near every kernel comes to its bound. measured: tier, kernel and share of every kernel on every layer."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for tier, kernel, share in measured:
+        found.setdefault((tier, kernel), []).append(100 * share)
+    kernels = sorted(found, key=lambda key: (key[0] == "scalar", -max(found[key])))
+    figure, axes = plt.subplots(figsize=(9, 0.3 * len(found) + 1.7), layout="constrained")
+    axes.axvline(100, color=GREY, linestyle="--", zorder=0)
+    for place, (tier, kernel) in enumerate(kernels):
+        values = found[tier, kernel]
+        axes.barh(place, max(values), color="#d5dae0" if tier == "scalar" else SHADES[0])
+        axes.scatter(values, [place] * len(values), 14, color="#6b7683" if tier == "scalar" else SHADES[2], zorder=2)
+        label = axes.text(max(values) + 1.5, place, f"{max(values):.0f} %", va="center", fontsize=9)
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    axes.set_yticks(range(len(kernels)), [f"{kernel} ({tier})" for tier, kernel in kernels])
+    axes.set_ylim(len(kernels) - 0.5, -0.5)
+    axes.set_xlim(0, max(112, axes.dataLim.x1 + 10))
+    axes.set_xlabel(
+        "% of the bound that is reached\n(dots: every layer measured; bar: the one where a kernel comes nearest)"
+    )
+    figure.suptitle("How near every kernel comes to what one core can do", weight="bold")
+    save(figure, path)
+
+
 # --- scaling ---------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import aims
 import comparison
 import fpga_report
+import kernel_report
 import pictures
 
 from csengine.cli.output import markdown
@@ -172,14 +173,6 @@ def scaling(report: comparison.Report, images: Path) -> dict[str, str]:
     }
 
 
-def kernels(report: comparison.Report, images: Path) -> dict[str, str]:
-    del images
-    return {
-        "kernels": "## Kernels\n\nOne layer alone, the call included: the fastest kernel of each instruction set.\n\n"
-        f"{comparison.kernels_table(report)}"
-    }
-
-
 def numba(report: comparison.Report, images: Path) -> dict[str, str]:
     del images
     return {"numba": f"## The Numba backend\n\n{comparison.numba_table(report)}"}
@@ -220,7 +213,6 @@ SECTIONS: Mapping[str, Callable[[comparison.Report, Path], dict[str, str]]] = {
     "peers-convolutions": convolutions,
     "peers-imported": imported,
     "scaling": scaling,
-    "kernels": kernels,
     "numba": numba,
     "digits": digits,
     "kws-sparsity": kws_sparsity,
@@ -235,7 +227,7 @@ def sections(results: Path, images: Path) -> dict[str, str]:
         path = results / f"{name}.json"
         if path.is_file():
             found |= make(read(path), images)
-    return found | aims_reached(results)
+    return found | kernel_report.sections(results, images) | aims_reached(results)
 
 
 def aims_reached(results: Path) -> dict[str, str]:

@@ -1,25 +1,31 @@
 """Every kernel of the table on the layers it is for: speed, after its output was found right.
 
-    make bench, or: python -m pytest bench --benchmark-enable --benchmark-columns=median,iqr,rounds
+    make bench-kernels, or: python -m pytest bench --benchmark-enable --benchmark-columns=median,iqr,rounds
 
 The cases are made from the kernel table: every layer is compiled for every tier in every mode, and what kernels that
 gives is measured. `test_no_kernel_is_forgotten` fails if a kernel of the table is not among them.
+
+What pytest-benchmark shows is a call from Python. Beside it the results hold the time of the kernel alone, by the
+program's own clock, and its work (`roofline.Work`), from which its bound follows.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
 import cases
 import numpy as np
 import pytest
+import roofline
 from numpy.typing import NDArray
+from roofline import EMPTY
 
 from csengine import _native, reference
-from csengine.backends import MODES, cpp
+from csengine.backends import MODES, KernelChoice, cpp
 from csengine.graph import KWTA, Add, AveragePool, Concat, Conv2d, Graph, Input, Linear, MaxPool, Node, Requantization
 from csengine.packing import PackedMatrix, pack
 
@@ -165,32 +171,91 @@ def _prepared(layer: str) -> tuple[Graph, Array, Array]:
 
 
 @cache
-def _programs() -> dict[tuple[str, str], Any]:
-    """A program for each layer and each kernel that can run it."""
-    found: dict[tuple[str, str], Any] = {}
+def _programs() -> dict[tuple[str, str, str], Any]:
+    """A program for each layer and each kernel, by its name and tier, that can run it."""
+    found: dict[tuple[str, str, str], Any] = {}
     for layer, tier, mode in itertools.product(LAYERS, TIERS, MODES[1:]):
         graph, _, _ = _prepared(layer)
         program = cpp.compile(graph, mode, 1, tier=tier, measure=False)
-        choice = list(program.choices().values())[-1]
-        found.setdefault((layer, choice.kernel), program)
+        choice = _choice(program)
+        found.setdefault((layer, choice.kernel, choice.tier), program)
     return found
 
 
-@pytest.mark.parametrize(("layer", "kernel"), list(_programs()))
-def test_kernel(benchmark: Any, layer: str, kernel: str) -> None:
-    _, x, expected = _prepared(layer)
-    program = _programs()[layer, kernel]
+def _choice(program: Any) -> KernelChoice:
+    """Of the step that is measured, the last one."""
+    choice: KernelChoice = list(program.choices().values())[-1]
+    return choice
+
+
+@cache
+def _seconds_alone(turns: int, seconds: float) -> dict[tuple[str, str, str], float]:
+    """Of the last step of every program, and of an empty network.
+
+    All take turns of about so many seconds, in which samples do. A turn gives its median, the fastest turn counts: the
+    machine may be slow for a while, and that is nobody's time.
+    """
+    programs = {key: (program, _samples(key[0])) for key, program in _programs().items()}
+    programs[EMPTY, "", ""] = (_empty_program(), [np.ones((1, 1), np.uint8)])
+    best = dict.fromkeys(programs, float("inf"))
+    for _ in range(turns):
+        for key, (program, samples) in programs.items():
+            best[key] = min(best[key], _time_step(program, samples, seconds))
+    return best
+
+
+def _time_step(program: Any, samples: list[Array], seconds: float) -> float:
+    """The median of the last step's seconds."""
+    taken: list[float] = []
+    turns, end = itertools.cycle(samples), time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        taken.append(list(program.profile(next(turns)).values())[-1])
+    return float(np.median(taken))
+
+
+def _samples(layer: str) -> list[Array]:
+    _, x, _ = _prepared(layer)
+    return [x[i : i + 1] for i in range(INPUTS)]
+
+
+@cache
+def _empty_program() -> Any:
+    return cpp.compile(Graph((_source((1,)),)), "auto", 1, measure=False)
+
+
+@pytest.mark.parametrize(("layer", "kernel", "tier"), list(_programs()))
+def test_kernel(benchmark: Any, layer: str, kernel: str, tier: str) -> None:
+    graph, x, expected = _prepared(layer)
+    program = _programs()[layer, kernel, tier]
     # float32 sums may differ in their order; integers and what moves no value may not.
     tolerance = 1e-5 * np.abs(expected).max() if expected.dtype == np.float32 else 0
     np.testing.assert_allclose(program.run(x), expected, rtol=0, atol=tolerance)
     benchmark.group, benchmark.name = layer, kernel
-    benchmark.extra_info["tier"] = list(program.choices().values())[-1].tier
-    batches = itertools.cycle([x[i : i + 1] for i in range(INPUTS)])
+    batches = itertools.cycle(_samples(layer))
     benchmark(lambda: program.run(next(batches)))
+    benchmark.extra_info["tier"] = tier
+    benchmark.extra_info["seconds"] = _seconds_alone(*_turns(benchmark))[layer, kernel, tier]
+    benchmark.extra_info |= asdict(roofline.work_of(graph, _choice(program), x))
+
+
+def test_empty_network(benchmark: Any) -> None:
+    """What a call, and the clock of a step, take by themselves."""
+    program, x = _empty_program(), np.ones((1, 1), np.uint8)
+    np.testing.assert_array_equal(program.run(x), x)
+    benchmark.group, benchmark.name = EMPTY, ""
+    benchmark(lambda: program.run(x))
+    benchmark.extra_info["seconds"] = _seconds_alone(*_turns(benchmark))[EMPTY, "", ""]
+
+
+def _turns(benchmark: Any) -> tuple[int, float]:
+    """How often kernels are measured alone, and for how many seconds each."""
+    return (7, 0.02) if benchmark.enabled else (1, 0.0)
 
 
 def test_no_kernel_is_forgotten() -> None:
     runnable = {
-        kernel for operation, kernel, tier, _ in _native.kernel_table() if operation in MEASURED and tier in TIERS
+        (kernel, tier)
+        for operation, kernel, tier, _ in _native.kernel_table()
+        if operation in MEASURED and tier in TIERS
     }
-    assert runnable <= {kernel for _, kernel in _programs()}
+    assert runnable <= {(kernel, tier) for _, kernel, tier in _programs()}
