@@ -170,7 +170,9 @@ const std::vector<Kernel<LocalResponseNormSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<MatMulSpec>>& kernels() {
-    static const std::vector<Kernel<MatMulSpec>> table = {{"matmul", Tier::scalar, Mode::none, scalar::matmul}};
+    static const std::vector<Kernel<MatMulSpec>> table = {
+        {"matmul", Tier::scalar, Mode::none, scalar::matmul},
+        CS_X86({"matmul_vector", Tier::avx2, Mode::none, avx2::matmul})};
     return table;
 }
 
