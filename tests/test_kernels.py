@@ -607,7 +607,8 @@ def test_layer_normalization(channels: int, offset: float) -> None:
 def test_gelu(approximate: Any) -> None:
     x = np.concatenate([np.linspace(-12, 12, 2001), [-1e30, 1e30, 0.0]]).astype(np.float32)[None]
     source = Input(name="x", inputs=(), shape=(x.size,))
-    check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.clip(x, -100, 100))
+    for limit in (1, 4, 100):  # tolerance grows with the largest result
+        check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.clip(x, -limit, limit))
     assert np.isfinite(reference.run(Graph((source, Gelu(name="y", inputs=("x",), approximate=approximate))), x)).all()
 
 

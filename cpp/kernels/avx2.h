@@ -22,6 +22,7 @@ std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
 std::unique_ptr<Step> concat(const ConcatSpec&);
 std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec&);
+std::unique_ptr<Step> gelu(const GeluSpec&);
 std::unique_ptr<Step> matmul(const MatMulSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 

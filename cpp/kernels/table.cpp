@@ -149,7 +149,8 @@ const std::vector<Kernel<SoftmaxSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<GeluSpec>>& kernels() {
-    static const std::vector<Kernel<GeluSpec>> table = {{"gelu", Tier::scalar, Mode::none, scalar::gelu}};
+    static const std::vector<Kernel<GeluSpec>> table = {{"gelu", Tier::scalar, Mode::none, scalar::gelu},
+                                                        CS_X86({"gelu_vector", Tier::avx2, Mode::none, avx2::gelu})};
     return table;
 }
 
