@@ -15,7 +15,7 @@ vector x of inputs:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import erf, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -290,13 +290,13 @@ def softmax(node: Softmax, x: Array) -> Array:
 
 
 def gelu(node: Gelu, x: Array) -> Array:
-    """`x * Phi(x)`, in double and rounded once."""
+    """`x * Phi(x)`, in double and rounded once; exact, too, where Phi is nearly 0."""
+    from scipy.special import erfc, expit
+
     exact = x.astype(np.float64)
     if node.approximate == "tanh":
-        share = np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3))
-    else:
-        share = np.vectorize(erf, otypes=[np.float64])(exact / np.sqrt(2))
-    return np.asarray(0.5 * exact * (1 + share), np.float32)
+        return np.asarray(exact * expit(np.sqrt(8 / np.pi) * (exact + 0.044715 * exact**3)), np.float32)
+    return np.asarray(0.5 * exact * erfc(-exact / np.sqrt(2)), np.float32)
 
 
 def layer_norm(node: LayerNorm, x: Array) -> Array:

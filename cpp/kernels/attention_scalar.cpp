@@ -17,14 +17,16 @@ class Gelu final : public Step {
         for (int64_t n = 0; n < call.samples; ++n) {
             const float* x = sample<float>(call.inputs[0], spec_.tensor, n);
             float* out = sample<float>(call.output, spec_.tensor, n);
-            for (int64_t i = 0; i < spec_.tensor.size(); ++i) out[i] = 0.5f * x[i] * (1.0f + share(x[i]));
+            for (int64_t i = 0; i < spec_.tensor.size(); ++i) out[i] = x[i] * share(x[i]);
         }
     }
 
   private:
+    // Phi(x), without the cancellation of 1 + erf or 1 + tanh where x is negative.
     float share(float x) const {
-        constexpr float kRootOfHalf = 0.70710678f, kRootOfTwoOverPi = 0.79788456f;
-        return spec_.tanh ? std::tanh(kRootOfTwoOverPi * (x + 0.044715f * x * x * x)) : std::erf(x * kRootOfHalf);
+        constexpr float kRootOfHalf = 0.70710678f, kTwoRootsOfTwoOverPi = 1.59576912f;
+        if (!spec_.tanh) return 0.5f * std::erfc(-x * kRootOfHalf);
+        return 1.0f / (1.0f + std::exp(-kTwoRootsOfTwoOverPi * (x + 0.044715f * x * x * x)));
     }
 
     GeluSpec spec_;

@@ -1,8 +1,8 @@
 // GELU of float32, avx2 tier.
 //
 // Why it is fast: eight values at a time, an exponential of six multiplications with addition instead of a call. The
-// complementary error function is the approximation 7.1.26 of Abramowitz and Stegun, whose error is below 1.5e-7; it is
-// taken of |x|, so that nothing cancels where x is negative.
+// complementary error function is a polynomial times an exponential, taken of |x|, so that nothing cancels where x is
+// negative.
 #include <algorithm>
 
 #include "arithmetic.h"
@@ -33,13 +33,17 @@ CS_AVX2 inline __m256 exponential(__m256 x) {
 }
 
 // x * (1 + erf(x / sqrt(2))) / 2
+//
+// erfc(z) * e**(z * z) / 2 is a polynomial in t = 1 / (1 + z / 2), fitted so that its relative error is least over all
+// z >= 0 at which the result can be told from 0: 5e-8.
 CS_AVX2 inline __m256 by_erf(__m256 x) {
-    constexpr float kErfc[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0};
+    constexpr float kShare[] = {
+        -0.060028298f / 2, 0.289087613f / 2, -0.496162805f / 2, 0.287845047f / 2, -0.033005452f / 2,
+        0.205224252f / 2,  0.242505840f / 2, 0.282451314f / 2,  0.282082439f / 2, 0};
     const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x), one = _mm256_set1_ps(1);
-    const __m256 scaled = _mm256_mul_ps(size, _mm256_set1_ps(0.70710678f));
-    const __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(scaled, _mm256_set1_ps(0.3275911f), one));
+    const __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(size, _mm256_set1_ps(0.70710678f / 2), one));
     const __m256 density = exponential(_mm256_mul_ps(_mm256_mul_ps(size, size), _mm256_set1_ps(-0.5f)));
-    const __m256 below = _mm256_mul_ps(_mm256_mul_ps(polynomial(t, kErfc), density), _mm256_set1_ps(0.5f));
+    const __m256 below = _mm256_mul_ps(polynomial(t, kShare), density);
     return _mm256_mul_ps(x, _mm256_blendv_ps(_mm256_sub_ps(one, below), below, x));  // by the sign of x
 }
 
@@ -52,11 +56,14 @@ CS_AVX2 inline __m256 by_tanh(__m256 x) {
     return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1), odds));
 }
 
+constexpr float kLeast = -20;  // where GELU is 0 to 1e-87
+
 // Reads whole vectors: there is slack behind every tensor.
 template <bool kTanh>
 CS_AVX2 void gelu_as(const float* x, int64_t size, float* out) {
     for (int64_t i = 0; i < size; i += kLanes) {
-        const __m256 values = Floats::load(x + i), result = kTanh ? by_tanh(values) : by_erf(values);
+        const __m256 values = _mm256_max_ps(_mm256_set1_ps(kLeast), Floats::load(x + i));
+        const __m256 result = kTanh ? by_tanh(values) : by_erf(values);
         const int count = static_cast<int>(std::min<int64_t>(kLanes, size - i));
         Floats::write(out + i, count, result, nullptr, DType::f32, false);
     }

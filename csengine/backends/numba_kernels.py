@@ -854,14 +854,14 @@ def softmax(x: Array, out: Array) -> None:
 
 @Kernel
 def gelu(x: Array, is_tanh: bool, out: Array) -> None:
-    """`x * Phi(x)` of float32 `[n]`, in double; by tanh or by erf."""
+    """`x * Phi(x)` of float32 `[n]`, in double; by tanh or by erf, so written that nothing cancels where x < 0."""
     for i in prange(x.size):
         value = np.float64(x[i])
         if is_tanh:
-            share = math.tanh(0.7978845608028654 * (value + 0.044715 * value * value * value))
+            share = 1.0 / (1.0 + math.exp(-1.5957691216057308 * (value + 0.044715 * value * value * value)))
         else:
-            share = math.erf(value * 0.7071067811865476)
-        out[i] = np.float32(0.5 * value * (1.0 + share))
+            share = 0.5 * math.erfc(-0.7071067811865476 * value)
+        out[i] = np.float32(value * share)
 
 
 @Kernel
