@@ -20,7 +20,8 @@ from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa:
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
 from csengine.quantization import relative_error  # noqa: E402
-from csengine.torch import KWinners, attach_mask, random_mask  # noqa: E402
+from csengine.torch import KWinners, attach_mask, mask_of, prune, random_mask  # noqa: E402
+from csengine.torch.layers import masked_weight_of  # noqa: E402
 
 
 def settle(module: Any, *shape: int) -> Any:
@@ -365,6 +366,39 @@ def test_checkpoints_of_the_literature_are_read_by_key_names(tmp_path: Path) -> 
     assert_same(trained, graph, 1, 6, 6)
     factors = [node.factor for node in graph.nodes if isinstance(node, KWTA)]
     assert all(factor is not None and np.ptp(factor) > 0 for factor in factors)
+
+
+def pruned_network(sparsity: float) -> nn.Sequential:
+    network = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    if sparsity:
+        prune(network, sparsity, block=(4, 16), images={"3": (8, 4, 4)}, keep=("5",))
+    return network.eval()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8])
+def test_the_checkpoint_of_a_pruned_network_brings_its_masks(tmp_path: Path, sparsity: float) -> None:
+    trained = pruned_network(0.8)
+    torch.save({"state_dict": trained.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
+    module = load_checkpoint(pruned_network(sparsity), tmp_path / "checkpoint.pt")
+    for got, wanted in ((module[0], trained[0]), (module[3], trained[3])):
+        mask, original = mask_of(got), mask_of(wanted)
+        assert mask is not None
+        assert original is not None
+        np.testing.assert_array_equal(mask.matrix, original.matrix)
+        np.testing.assert_array_equal(mask.members, original.members)
+        assert mask.block == original.block == (4, 16)
+    assert mask_of(module[5]) is None
+    x = torch.randn(4, 2, 6, 6)
+    assert torch.equal(module(x), trained(x))
+    assert masked_weight_of(module[3]).image == (8, 4, 4)  # type: ignore[union-attr]
+
+
+def test_a_mask_for_a_layer_of_another_shape_is_reported() -> None:
+    other = nn.Sequential(nn.Conv2d(2, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 3))
+    with pytest.raises(UnsupportedModelError, match=r"0\.weight: missing"):
+        load_checkpoint(other, pruned_network(0.8).state_dict())
 
 
 def test_what_a_checkpoint_lacks_is_the_modules_own() -> None:

@@ -27,6 +27,7 @@ from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
 from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
 from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES
+from csengine.torch.layers import attach_masks
 
 log = logging.getLogger(__name__)
 _TOLERANCE = 1e-3  # of the imported network, relative to the largest value of the module's result
@@ -55,15 +56,16 @@ def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True)
 def load_checkpoint(module: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
     """Fill a module with a `state_dict`, or the file that holds one, by the names of its keys.
 
-    The checkpoints of the k-winners literature wrap sparse layers (`linear.module.weight`) and keep duty cycles of
-    other shapes; both are understood. They do not hold the number of winners, their scope, strides or padding: those
-    are the module's own, `csengine.torch.KWinners` included. Files are read with `weights_only=True`, so that nothing
-    in them is executed. Raises FileNotFoundError, ModelFormatError (not such a file), UnsupportedModelError (which
-    lists keys that are missing, left over or of another shape).
+    Layers get the masks of `csengine.torch` that the checkpoint holds. The checkpoints of the k-winners literature wrap
+    sparse layers (`linear.module.weight`) and keep duty cycles of other shapes; both are understood. No checkpoint
+    holds the number of winners, their scope, strides or padding: those are the module's own. Files are read with
+    `weights_only=True`, so that nothing in them is executed. Raises FileNotFoundError, ModelFormatError (not such a
+    file), UnsupportedModelError (which lists keys that are missing, left over or of another shape).
     """
     state = _read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     state = state.get("state_dict", state)
     given = {_plain_key(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+    attach_masks(module, given)
     wanted = module.state_dict()
     problems = [f"{key}: missing" for key in wanted if key not in given and not key.endswith(_OWN_ATTRIBUTES)]
     left_over = [key for key in given if key not in wanted and given[key].is_floating_point()]
