@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from csengine import Engine, ModelFormatError, UnsupportedModelError, reference  # noqa: E402
+from csengine.container import Model  # noqa: E402
 from csengine.convert import convert, pack_graph  # noqa: E402
 from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
@@ -162,17 +165,62 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
     [
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding mode 'reflect'"),
         (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
-        (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2"),
+        (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2 of an image of 9 x 9 .*; choose sizes that divide"),
+        (nn.MaxPool2d(2, return_indices=True), "return_indices"),
+        (nn.GroupNorm(1, 3), r"0 \(GroupNorm\): has no counterpart; train with BatchNorm2d"),
+        (nn.Sigmoid(), r"0 \(Sigmoid\): has no counterpart; if it is last, leave it out"),
+        (nn.ConvTranspose2d(3, 4, 2), r"0 \(ConvTranspose2d\): .*upsampling are not supported; import the parts"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
         (nn.Softmax(2), "softmax"),
         (nn.SiLU(), r"0 \(SiLU\): has no counterpart"),
-        (nn.Conv1d(3, 4, 3), "Conv1d"),
-        (nn.LSTM(9, 4), "LSTM"),
+        (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): .*; write it as Conv2d"),
+        (nn.LSTM(9, 4), r"0 \(LSTM\): .*; networks with memory"),
     ],
 )
 def test_what_cannot_be_exported_says_why(layer: nn.Module, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         load(nn.Sequential(layer).eval(), (3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AdaptiveAvgPool2d((2, 3)), nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(6)],
+    ids=str,
+)
+def test_adaptive_pooling_whose_windows_are_alike(pool: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 5, 3), pool).eval()
+    assert_same(module, load(module, (2, 8, 8)), 2, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [3, (), (3, 0, 9), (3.0, 9, 9), "abc"])
+def test_a_shape_that_is_none_is_explained(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected the shape of one sample, such as \(3, 224, 224\)"):
+        load(nn.Conv2d(3, 4, 3), shape)
+
+
+def test_what_is_no_module_is_explained() -> None:
+    with pytest.raises(TypeError, match="module is a dict; expected"):
+        load({}, (3,))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch advises against tracing
+        traced = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(UnsupportedModelError, match="is a ScriptModule; give"):
+        load(traced, (3,))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler when it is imported
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, nn.Module.double, nn.Module.half, nn.Module.bfloat16])
+def test_wrapped_and_cast_modules_keep_their_masks(wrap: Any) -> None:
+    module = pruned_network(0.8)
+    wrapped = wrap(copy.deepcopy(module))
+    graph = load(wrapped, [2, 6, 6])  # type: ignore[arg-type]
+    packings = [node.packing for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
+    assert [packing is not None for packing in packings] == [True, True, False]
+    x = torch.randn(4, 2, 6, 6)
+    expected = module(x).detach().numpy()
+    tolerance = 0.05 if wrap is nn.Module.bfloat16 else 0.01
+    assert np.abs(Engine(Model(graph)).run(x) - expected).max() < tolerance * np.abs(expected).max()
+    assert {item.dtype for item in wrapped.parameters()} == {item.dtype for item in wrap(module).parameters()}
 
 
 def test_all_unknown_layers_are_listed() -> None:
