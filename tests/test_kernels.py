@@ -193,7 +193,7 @@ def check_float_layer(
 
 @pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 28, 29, 30, 33])
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
-@pytest.mark.parametrize("block", [(4, 16), (4, 8)], ids=["4x16", "4x8"])
+@pytest.mark.parametrize("block", [(4, 16), (4, 8), (1, 1)], ids=["4x16", "4x8", "1x1"])
 def test_convolution_widths(width: int, pool: bool, block: tuple[int, int]) -> None:
     rng = np.random.default_rng(width)
     shape = (5, width + 2 + pool, 8)
@@ -217,21 +217,31 @@ GEOMETRIES = [
 """Window, channels, stride, padding."""
 
 
+@pytest.mark.parametrize("block", [(4, 16), (1, 1)], ids=["4x16", "1x1"])
 @pytest.mark.parametrize(("kernel", "channels", "stride", "padding"), GEOMETRIES)
 def test_convolution_geometries(
-    kernel: tuple[int, int], channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+    kernel: tuple[int, int],
+    channels: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    block: tuple[int, int],
 ) -> None:
     rng = np.random.default_rng(channels)
     layer = conv(kernel, channels, 17, stride=stride, padding=padding)
-    check_layer(rng, layer, (9, 11, channels), block=(4, 16), density=0.3)
+    check_layer(rng, layer, (9, 11, channels), block=block, density=0.3)
 
 
+@pytest.mark.parametrize("block", [(1, 16), (1, 1)], ids=["1x16", "1x1"])
 @pytest.mark.parametrize(("kernel", "channels", "stride", "padding"), GEOMETRIES)
 def test_float_convolution_geometries(
-    kernel: tuple[int, int], channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+    kernel: tuple[int, int],
+    channels: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    block: tuple[int, int],
 ) -> None:
     layer = conv(kernel, channels, 17, stride=stride, padding=padding)
-    check_float_layer(np.random.default_rng(channels), layer, (9, 11, channels), block=(1, 8), density=0.3)
+    check_float_layer(np.random.default_rng(channels), layer, (9, 11, channels), block=block, density=0.3)
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
@@ -245,16 +255,18 @@ def test_windows_beside_a_single_position(stride: tuple[int, int], padding: tupl
 
 @pytest.mark.parametrize("width", [1, 2, 5, 6, 7, 11, 12, 13, 14, 15, 27, 28, 29, 30, 57])
 @pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
-def test_float_convolution_widths(width: int, pool: bool) -> None:
+@pytest.mark.parametrize("block", [(1, 16), (1, 1)], ids=["1x16", "1x1"])
+def test_float_convolution_widths(width: int, pool: bool, block: tuple[int, int]) -> None:
     layer = conv((2, 3), 3, 19)
     check_float_layer(
-        np.random.default_rng(width), layer, (5, width + 2 + pool, 3), block=(1, 8), density=0.3, pool=pool
+        np.random.default_rng(width), layer, (5, width + 2 + pool, 3), block=block, density=0.3, pool=pool
     )
 
 
 @pytest.mark.parametrize("kernels", [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64])
 def test_convolution_kernel_counts(kernels: int) -> None:
-    check_layer(np.random.default_rng(kernels), conv((3, 3), 4, kernels), (6, 7, 4), block=(4, 8), density=0.3)
+    for block in ((4, 8), (1, 1)):
+        check_layer(np.random.default_rng(kernels), conv((3, 3), 4, kernels), (6, 7, 4), block=block, density=0.3)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 63, 64, 65, 127, 130, 257])

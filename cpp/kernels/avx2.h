@@ -11,6 +11,7 @@ std::unique_ptr<Step> input(const InputSpec&);
 std::unique_ptr<Step> quantize(const QuantizeSpec&);
 std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
+std::unique_ptr<Step> conv_positions(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec&);
 std::unique_ptr<Step> depthwise(const LayerSpec&);
 std::unique_ptr<Step> linear_dense(const LayerSpec&);

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kLanes = 8;        // of 32 bits
 constexpr int kTile = 12;        // sums that stay in registers beside an input, a weight and a product
+constexpr int kWide = 2;         // vectors of kernels that share an input, where that pays
 constexpr bool kIsExact = true;  // whether requantization is exact whatever the accumulators
 
 // Rounds down while it lives, if it is wanted: what makes requantizing in float32 as exact as the instructions of
@@ -77,6 +78,12 @@ struct Pairs {
     static constexpr int kInputs = 2;
 
     CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+    // For a vector that two instructions use: the compiler would load it in both.
+    CS_AVX2 static Vector load_once(const void* from) {
+        Vector x = load(from);
+        asm("" : "+x"(x));
+        return x;
+    }
     CS_AVX2 static void store(void* to, Vector x) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
     CS_AVX2 static Vector broadcast(const void* from) {
         int32_t pair;
@@ -114,6 +121,31 @@ struct Pairs {
             std::memcpy(to, &bytes, kLanes);
         } else {
             std::memcpy(to, &bytes, count);
+        }
+    }
+
+    // Four times eight results of 8 bits, at four positions or, of two vectors of kernels each, at two.
+    template <int VECTORS>
+    CS_AVX2 static void write_four(std::byte* to, int64_t pixel_bytes, const Vector* sum_s32x8, const float* scale,
+                                   DType out) {
+        const float* scale_b = scale + (VECTORS - 1) * kLanes;
+        const __m256i ab_s16x16 =
+            _mm256_packs_epi32(requantize8(load(sum_s32x8), scale), requantize8(load(sum_s32x8 + 1), scale_b));
+        const __m256i cd_s16x16 =
+            _mm256_packs_epi32(requantize8(load(sum_s32x8 + 2), scale), requantize8(load(sum_s32x8 + 3), scale_b));
+        const __m256i mixed_x8x32 = out == DType::u8 ? _mm256_packus_epi16(ab_s16x16, cd_s16x16)  //
+                                                     : _mm256_packs_epi16(ab_s16x16, cd_s16x16);
+        const __m256i bytes_x8x32 = _mm256_permutevar8x32_epi32(mixed_x8x32, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
+        const __m128i half_x8x16[2] = {_mm256_castsi256_si128(bytes_x8x32), _mm256_extracti128_si256(bytes_x8x32, 1)};
+        for (const __m128i half : half_x8x16) {
+            if constexpr (VECTORS == 2) {
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half);
+                to += pixel_bytes;
+            } else {
+                _mm_storel_epi64(reinterpret_cast<__m128i*>(to), half);
+                _mm_storeh_pd(reinterpret_cast<double*>(to + pixel_bytes), _mm_castsi128_pd(half));
+                to += 2 * pixel_bytes;
+            }
         }
     }
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kLanes = 16;        // of 32 bits
 constexpr int kTile = 28;         // sums that stay in registers beside an input, a weight and a product
+constexpr int kWide = 1;          // vectors of kernels that share an input, where that pays
 constexpr bool kIsExact = false;  // whether requantization is exact whatever the accumulators
 
 struct RoundDown {  // for tiers whose instructions do not carry their rounding
@@ -41,6 +42,7 @@ struct Pairs {
     static constexpr int kInputs = 2;
 
     CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_si512(from); }
+    CS_AVX512 static Vector load_once(const void* from) { return load(from); }
     CS_AVX512 static void store(void* to, Vector x) { _mm512_storeu_si512(to, x); }
     CS_AVX512 static Vector broadcast(const void* from) {
         int32_t pair;
@@ -77,6 +79,22 @@ struct Pairs {
         } else {
             _mm_mask_storeu_epi8(to, first16(count), bytes_x8x16);
         }
+    }
+
+    // Four times sixteen results of 8 bits, at four positions.
+    template <int VECTORS>
+    CS_AVX512 static void write_four(std::byte* to, int64_t pixel_bytes, const Vector* sum_s32x16, const float* scale,
+                                     DType out) {
+        static_assert(VECTORS == 1);
+        const __m512 scale_f32x16 = _mm512_loadu_ps(scale);
+        const __m512i result_s32x16[4] = {
+            requantize16(load(sum_s32x16), scale_f32x16), requantize16(load(sum_s32x16 + 1), scale_f32x16),
+            requantize16(load(sum_s32x16 + 2), scale_f32x16), requantize16(load(sum_s32x16 + 3), scale_f32x16)};
+        const __m512i bytes_x8x64 = narrow64(result_s32x16, out == DType::u8);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(bytes_x8x64));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + pixel_bytes), _mm512_extracti32x4_epi32(bytes_x8x64, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * pixel_bytes), _mm512_extracti32x4_epi32(bytes_x8x64, 2));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * pixel_bytes), _mm512_extracti32x4_epi32(bytes_x8x64, 3));
     }
 };
 

@@ -4,14 +4,20 @@
 // Why it is fast: the lanes are kernels. A vector holds the weights of one unit of inputs for one block of kernels; the
 // unit of one position, four bytes, is broadcast from memory, which costs a load and no vector port. A unit is one
 // float32, multiplied and added by one instruction, or two int8 widened to 16 bits, which VPMADDWD multiplies and adds
-// to 32 bits without ever saturating: 1.5 instructions in place of VPDPBUSD's half. A tile of up to 12 positions (28
-// with 32 registers) stays in registers, so that a weight is loaded once per tile. Units in which a block has no weight
-// are not in its list, which holds offsets into the input: absent weights cost nothing, present ones no index.
+// to 32 bits without ever saturating: 1.5 instructions in place of VPDPBUSD's half. A tile of up to 12 sums (28 with 32
+// registers) stays in registers: 12 positions of one vector of kernels or, where it pays (kWide), six of two, which
+// share what is broadcast. Units in which a block has no weight are not in its list, which holds offsets into the
+// input: absent weights cost nothing, present ones no index.
 //
-// Units never straddle the lines of a window: the last one of an odd line has a weight of zero.
+// A block goes through the tiles of a span of results, whose sums are then requantized together, in whole vectors of
+// bytes.
+//
+// A unit begins at any input with a weight, but never straddles the lines of a window: the last one of a line may have
+// a weight of zero.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -26,111 +32,194 @@ namespace {
 // The sums of a tile are an array only in name: every loop over them is unrolled, or they would live in memory.
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-// Everything that the inner loop needs, plain.
-struct Tile {
-    const std::byte* input;   // the tile's first position
-    int64_t row_stride;       // bytes to the next row of positions
-    int64_t column_stride;    // bytes to the next position
+// A block of kernels and what its units multiply.
+struct Block {
     const int32_t* offset;    // of each unit in the list, in bytes
-    const std::byte* weight;  // [count, kLanes] units of four bytes
+    const std::byte* weight;  // [count, VECTORS, kLanes] units of four bytes
     int count;
-    const int32_t* bias;  // [kLanes], the bits of what sums begin with
+    const int32_t* bias;    // [VECTORS, kLanes], the bits of what sums begin with
+    int64_t row_stride;     // bytes to the next row of positions
+    int64_t column_stride;  // bytes to the next position
 };
 
-// Writes the sums [ROWS][COLUMNS] of a tile.
-template <class P, int ROWS, int COLUMNS>
-CS_TIER void accumulate(const Tile& t, typename P::Vector* sums) {
-    typename P::Vector sum[ROWS][COLUMNS];
-    CS_UNROLL for (auto& row : sum) { CS_UNROLL for (auto& one : row) one = P::load(t.bias); }
-    for (int n = 0; n < t.count; ++n) {
-        const auto weight = P::load(t.weight + int64_t{n} * kLanes * 4);
-        const std::byte* unit = t.input + t.offset[n];
-        CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += t.row_stride) {
+struct Tile {
+    int64_t input;  // its first position, in bytes from the image
+    int64_t first;  // of its results, among those of the span
+};
+
+// Writes the sums [COLUMNS, VECTORS] of a row of positions, or the largest of each 2 x 2 positions of two rows.
+template <class P, int VECTORS, int ROWS, int COLUMNS>
+CS_TIER inline void sum_tile(const Block& block, const std::byte* input, typename P::Vector* sums) {
+    typename P::Vector sum[ROWS][COLUMNS][VECTORS], weight[VECTORS];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(block.bias + v * kLanes);
+    CS_UNROLL for (auto& row : sum) {
+        CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < VECTORS; ++v) one[v] = weight[v]; }
+    }
+    for (int n = 0; n < block.count; ++n) {
+        const std::byte* from = block.weight + int64_t{n} * (VECTORS * kLanes * 4);
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(from + v * kLanes * 4);
+        const std::byte* unit = input + block.offset[n];
+        CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += block.row_stride) {
             CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-                sum[r][c] = P::multiply_add(sum[r][c], P::broadcast(unit + c * t.column_stride), weight);
+                const auto one = P::broadcast(unit + c * block.column_stride);
+                CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+                    sum[r][c][v] = P::multiply_add(sum[r][c][v], one, weight[v]);
+                }
             }
         }
     }
-    CS_UNROLL for (int r = 0; r < ROWS; ++r) {
-        CS_UNROLL for (int c = 0; c < COLUMNS; ++c) P::store(sums + r * COLUMNS + c, sum[r][c]);
+    CS_UNROLL for (int c = 0; c < COLUMNS; c += ROWS) {
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v, ++sums) {
+            auto value = sum[0][c][v];
+            if constexpr (ROWS == 2) {
+                value = P::max(P::max(value, sum[0][c + 1][v]), P::max(sum[1][c][v], sum[1][c + 1][v]));
+            }
+            P::store(sums, value);
+        }
+    }
+}
+
+// The sums [results, VECTORS] of a span.
+template <class P, int VECTORS, int ROWS, int COLUMNS>
+CS_TIER void sum_tiles(const Block& b, const std::byte* image, const Tile* tile, int count, typename P::Vector* sums) {
+    const Block block = b;  // stores could change what it refers to, for all the compiler knows
+    for (const Tile* end = tile + count; tile < end; ++tile) {
+        sum_tile<P, VECTORS, ROWS, COLUMNS>(block, image + tile->input, sums + tile->first * VECTORS);
     }
 }
 
 template <class P>
-using Accumulate = void (*)(const Tile&, typename P::Vector*);
+using SumTiles = void (*)(const Block&, const std::byte*, const Tile*, int, typename P::Vector*);
 
-// Pooled tiles are two rows of an even number of columns.
-template <class P, int... kCounts>
-Accumulate<P> accumulate_of(int rows, int columns, std::integer_sequence<int, kCounts...>) {
-    static constexpr Accumulate<P> plain[] = {accumulate<P, 1, kCounts + 1>...};
-    static constexpr Accumulate<P> pooled[] = {accumulate<P, 2, kCounts / 4 * 2 + 2>...};
-    return rows == 1 ? plain[columns - 1] : pooled[(columns / 2 - 1) * 4];
+// Columns of the largest tile, of which there are as many as rows, or a multiple.
+constexpr int most_columns(int vectors, int rows) { return kTile / vectors / rows / rows * rows; }
+
+template <class P, int VECTORS, int ROWS, int... kSteps>
+SumTiles<P> sum_tiles_of(int columns, std::integer_sequence<int, kSteps...>) {
+    static constexpr SumTiles<P> all[] = {sum_tiles<P, VECTORS, ROWS, (kSteps + 1) * ROWS>...};
+    return all[columns / ROWS - 1];
 }
 
-// Where the results of a tile go.
+template <class P, int VECTORS, int ROWS>
+SumTiles<P> sum_tiles_of(int columns) {
+    return sum_tiles_of<P, VECTORS, ROWS>(columns,
+                                          std::make_integer_sequence<int, most_columns(VECTORS, ROWS) / ROWS>());
+}
+
+// Where the results of a block of kernels go.
 struct Destination {
-    std::byte* output;    // first position's block of kernels
-    int64_t pixel_bytes;  // from one output position to the next
-    int columns;          // positions across the tile
-    int positions;        // output positions of the tile
+    std::byte* output;    // the first result
+    int64_t pixel_bytes;  // from one to the next
     int kernels;          // kernels of the block that exist
-    const float* scale;   // [kLanes], of 8-bit results
+    const float* scale;   // [VECTORS, kLanes], of 8-bit results
     DType dtype;
     bool in_float;  // how it is requantized
 };
 
-// The sums [ROWS][columns] of a tile on their way out, the largest of each 2 x 2 positions if there are two rows.
-template <class P, int ROWS>
-CS_TIER void finish(const typename P::Vector* sums, const Destination& d) {
-    std::byte* to = d.output;
-    for (int i = 0; i < d.positions; ++i, to += d.pixel_bytes, sums += ROWS) {
-        auto value = P::load(sums);
-        if constexpr (ROWS == 2) {
-            value = P::max(value, P::load(sums + 1));
-            value = P::max(value, P::max(P::load(sums + d.columns), P::load(sums + d.columns + 1)));
+// Sums [count, VECTORS] on their way out.
+template <class P, int VECTORS>
+CS_TIER void finish(const typename P::Vector* sums, int count, const Destination& to) {
+    std::byte* out = to.output;
+    int i = 0;
+    if constexpr (P::kInputs == 2) {
+        constexpr int kStep = 4 / VECTORS;
+        const bool is_whole = to.kernels == VECTORS * kLanes;
+        for (; is_whole && to.in_float && i + kStep <= count; i += kStep, out += kStep * to.pixel_bytes) {
+            P::template write_four<VECTORS>(out, to.pixel_bytes, sums + i * VECTORS, to.scale, to.dtype);
         }
-        P::write(to, d.kernels, value, d.scale, d.dtype, d.in_float);
+    }
+    for (; i < count; ++i, out += to.pixel_bytes) {
+        for (int v = 0; v * kLanes < to.kernels; ++v) {
+            const float* scale = to.scale ? to.scale + v * kLanes : nullptr;
+            P::write(out + v * kLanes * element_bytes(to.dtype), to.kernels - v * kLanes,
+                     P::load(sums + i * VECTORS + v), scale, to.dtype, to.in_float);
+        }
     }
 }
 
 // For every block of kernels, the units in which any of them has a weight.
-template <class P>
 struct UnitLists {
-    int blocks;
-    std::vector<int32_t> begin;                // [blocks + 1]
-    std::vector<int32_t> offset;               // [n], bytes from a window's first input
-    AlignedVector<typename P::Weight> weight;  // [n, kLanes, kInputs]
+    int vectors;                 // in a block
+    std::vector<int32_t> begin;  // [blocks + 1]
+    std::vector<int32_t> row;    // [n], first row of each unit in the matrix of weights
+
+    int blocks() const { return static_cast<int>(begin.size()) - 1; }
+    // What the products take: to load an input, or a weight, costs half a multiplication.
+    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * vectors + 1); }
 };
 
-// line: inputs in a line of the image. all: list every unit, as a dense layer does.
+// all: list every unit, as a dense layer does.
 template <class P>
-UnitLists<P> unit_lists(const LayerSpec& s, int64_t line, bool all) {
+UnitLists list_units(const LayerSpec& s, int vectors, bool all) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
-    const int width = s.window.kernel_w * s.input.channels;   // of a line of the window
-    const int units = (width + P::kInputs - 1) / P::kInputs;  // likewise
-    UnitLists<P> out{(s.kernels + kLanes - 1) / kLanes, {}, {}, {}};
-    for (int block = 0; block < out.blocks; ++block) {
-        out.begin.push_back(static_cast<int32_t>(out.offset.size()));
-        for (int unit = 0; unit < s.window.kernel_h * units; ++unit) {
-            const int ky = unit / units, first = unit % units * P::kInputs;
-            const size_t start = out.weight.size();
-            bool any = all;
-            for (int i = 0; i < kLanes * P::kInputs; ++i) {
-                const int kernel = block * kLanes + i / P::kInputs, x = first + i % P::kInputs;
-                const bool exists = kernel < s.kernels && x < width;
-                out.weight.push_back(exists ? dense[int64_t{ky * width + x} * s.kernels + kernel] : 0);
-                any |= out.weight.back() != 0;
-            }
-            if (any) {
-                out.offset.push_back(static_cast<int32_t>((ky * line + first) * sizeof(typename P::Input)));
+    const int width = s.window.kernel_w * s.input.channels;  // of a line of the window
+    UnitLists lists{vectors, {}, {}};
+    for (int first = 0; first < s.kernels; first += vectors * kLanes) {
+        lists.begin.push_back(static_cast<int32_t>(lists.row.size()));
+        const int kernels = std::min(vectors * kLanes, s.kernels - first);
+        for (int row = 0; row < s.window.kernel_h * width;) {
+            const auto* weight = dense + int64_t{row} * s.kernels + first;
+            if (all || std::any_of(weight, weight + kernels, [](auto w) { return w != 0; })) {
+                lists.row.push_back(row);
+                row += std::min(P::kInputs, width - row % width);
             } else {
-                out.weight.resize(start);
+                ++row;
             }
         }
     }
-    out.begin.push_back(static_cast<int32_t>(out.offset.size()));
-    return out;
+    lists.begin.push_back(static_cast<int32_t>(lists.row.size()));
+    return lists;
 }
+
+// In blocks as wide as pays for the weights at hand.
+template <class P>
+UnitLists best_unit_lists(const LayerSpec& s, bool all) {
+    UnitLists best = list_units<P>(s, 1, all);
+    for (int vectors = 2; vectors <= kWide; ++vectors) {
+        UnitLists wider = list_units<P>(s, vectors, all);
+        if (wider.cost() < best.cost()) best = std::move(wider);
+    }
+    return best;
+}
+
+// The weights of the units: [n, vectors, kLanes, kInputs].
+template <class P>
+AlignedVector<typename P::Weight> unit_weights(const LayerSpec& s, const UnitLists& lists) {
+    const auto* dense = static_cast<const typename P::Source*>(s.dense);
+    const int width = s.window.kernel_w * s.input.channels, block = lists.vectors * kLanes;
+    AlignedVector<typename P::Weight> weight(lists.row.size() * block * P::kInputs);
+    auto* to = weight.data();
+    for (int b = 0; b < lists.blocks(); ++b) {
+        const int kernels = std::min(block, s.kernels - b * block);
+        for (int n = lists.begin[b]; n < lists.begin[b + 1]; ++n, to += block * P::kInputs) {
+            const int row = lists.row[n], inputs = std::min(P::kInputs, width - row % width);
+            for (int i = 0; i < inputs; ++i) {
+                const auto* from = dense + int64_t{row + i} * s.kernels + b * block;
+                for (int kernel = 0; kernel < kernels; ++kernel) to[kernel * P::kInputs + i] = from[kernel];
+            }
+        }
+    }
+    return weight;
+}
+
+// Tiles of so many results, and the function for them.
+template <class P>
+struct Tiles {
+    int results;
+    SumTiles<P> sum;
+    std::vector<Tile> tile;
+};
+
+// Results that follow upon one another in memory, and the tiles that give them, of either width.
+struct Span {
+    int64_t first;  // result
+    int results;
+    std::array<int, 2> begin, end;  // tiles
+};
+
+// Results of a span: a block goes through all of them, so that its weights are read once from the second-level cache,
+// and their sums stay in the first.
+constexpr int kSpan = 64;
 
 template <class P>
 class Conv final : public Step {
@@ -146,18 +235,23 @@ class Conv final : public Step {
           width_(
               std::max(input_.width + window_.pad_left, (spec.conv_width - 1) * window_.stride_w + window_.kernel_w)),
           copied_(P::kInputs == 2 || height_ > input_.height || width_ > input_.width),
-          lists_(unit_lists<P>(spec, int64_t{width_} * input_.channels, all)),
+          lists_(best_unit_lists<P>(spec, all)),
+          weight_(unit_weights<P>(spec, lists_)),
           bias_(padded_bias(spec)),
           scale_(padded_scale(spec)),
           in_float_(requantizes_in_float(spec)) {
-        if (!is_pointwise()) {
-            rows_ = output_.height;
-            positions_ = output_.width;
-        } else {  // lines follow upon one another: one row of all positions fills tiles best
-            rows_ = 1;
-            positions_ = static_cast<int>(output_.positions());
+        const int width = window_.kernel_w * input_.channels;  // of a line of the window
+        for (const int row : lists_.row) {
+            const int64_t input = int64_t{row} / width * width_ * input_.channels + row % width;
+            offset_.push_back(static_cast<int32_t>(input * sizeof(Input)));
         }
-        choose_tiles();
+        // Where lines follow upon one another, one row of all positions fills tiles best.
+        if (is_pointwise()) {
+            choose_tiles(1, static_cast<int>(output_.positions()));
+        } else {
+            choose_tiles(output_.height, output_.width);
+        }
+        choose_functions();
     }
 
     size_t scratch_bytes() const override { return copied_ ? line_bytes() * height_ + kSlack : 0; }
@@ -168,12 +262,15 @@ class Conv final : public Step {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             if (copied_) image = copy(image, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
-            for (int y = 0; y < rows_; ++y) run_row(image, y, out);
+            for (const Span& span : spans_) {
+                for (int b = 0; b < lists_.blocks(); ++b) run_block(b, span, image, out);
+            }
         }
     }
 
   private:
     using Input = typename P::Input;
+    using Finish = void (*)(const typename P::Vector*, int, const Destination&);
 
     bool is_pointwise() const {
         return window_.kernel_h * window_.kernel_w * window_.stride_h * window_.stride_w * pool_ == 1 &&
@@ -181,13 +278,53 @@ class Conv final : public Step {
     }
 
     int64_t line_bytes() const { return int64_t{width_} * input_.channels * sizeof(Input); }
+    int64_t row_stride() const { return window_.stride_h * line_bytes(); }
+    int64_t column_stride() const { return int64_t{window_.stride_w} * input_.channels * sizeof(Input); }
+    int64_t pixel_bytes() const { return kernels_ * static_cast<int64_t>(element_bytes(output_.dtype)); }
 
-    // Tiles of nearly equal width. The last one begins early rather than end beyond the row.
-    void choose_tiles() {
-        const int limit = kTile / pool_, wanted = positions_ * pool_;
-        const int tiles = (wanted + limit - 1) / limit;
-        columns_ = static_cast<int>(round_up((wanted + tiles - 1) / tiles, pool_));
-        accumulate_ = accumulate_of<P>(pool_, columns_, std::make_integer_sequence<int, kTile>());
+    // Tiles of two widths, which differ by one result.
+    void choose_tiles(int rows, int positions) {
+        const int limit = most_columns(lists_.vectors, pool_) / pool_;
+        const int tiles = (positions + limit - 1) / limit, most = (positions + tiles - 1) / tiles;
+        const int narrow = tiles * most - positions;
+        tiles_ = {Tiles<P>{most, nullptr, {}}, Tiles<P>{most - 1, nullptr, {}}};
+        for (int y = 0; y < rows; ++y) {
+            for (int tile = 0, x = 0; tile < tiles; ++tile) {
+                const int width = tile < tiles - narrow ? 0 : 1;
+                add_tile(width, y * pool_ * row_stride() + x * pool_ * column_stride(), int64_t{y} * positions + x);
+                x += tiles_[width].results;
+            }
+        }
+    }
+
+    void add_tile(int width, int64_t input, int64_t result) {
+        const int results = tiles_[width].results;
+        if (spans_.empty() || result + results - spans_.back().first > kSpan) {
+            const std::array<int, 2> next{static_cast<int>(tiles_[0].tile.size()),
+                                          static_cast<int>(tiles_[1].tile.size())};
+            spans_.push_back({result, 0, next, next});
+        }
+        Span& span = spans_.back();
+        ++span.end[width];
+        span.results += results;
+        tiles_[width].tile.push_back({input, result - span.first});
+    }
+
+    void choose_functions() {
+        if constexpr (kWide == 2) {
+            if (lists_.vectors == 2) return choose_functions<2>();
+        }
+        choose_functions<1>();
+    }
+
+    template <int VECTORS>
+    void choose_functions() {
+        finish_ = finish<P, VECTORS>;
+        for (Tiles<P>& tiles : tiles_) {
+            if (tiles.results == 0) continue;
+            tiles.sum = pool_ == 2 ? sum_tiles_of<P, VECTORS, 2>(tiles.results * 2)  //
+                                   : sum_tiles_of<P, VECTORS, 1>(tiles.results);
+        }
     }
 
     // The image with its padding, as the units are multiplied.
@@ -215,38 +352,28 @@ class Conv final : public Step {
         }
     }
 
-    void run_row(const std::byte* image, int y, std::byte* out) const {
-        const int64_t position = window_.stride_w * input_.channels * static_cast<int64_t>(sizeof(Input));
-        const int64_t row_stride = window_.stride_h * line_bytes();
-        const int64_t pixel = kernels_ * static_cast<int64_t>(element_bytes(output_.dtype));
-        const std::byte* from = image + int64_t{y} * pool_ * row_stride;
-        for (int first = 0; first < positions_; first += columns_ / pool_) {
-            const int x = std::min(first, positions_ - columns_ / pool_);
-            run_blocks({from + int64_t{x} * pool_ * position, row_stride, position, nullptr, nullptr, 0, nullptr},
-                       out + (int64_t{y} * positions_ + x) * pixel, pixel);
+    CS_TIER void run_block(int b, const Span& span, const std::byte* image, std::byte* out) const {
+        const int kernel = b * lists_.vectors * kLanes, begin = lists_.begin[b];
+        const Block block{
+            offset_.data() + begin,
+            reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.vectors * kLanes * 4,
+            lists_.begin[b + 1] - begin,
+            bias_.data() + kernel,
+            row_stride(),
+            column_stride()};
+        const Destination to{
+            out + span.first * pixel_bytes() + kernel * static_cast<int64_t>(element_bytes(output_.dtype)),
+            pixel_bytes(),
+            std::min(lists_.vectors * kLanes, kernels_ - kernel),
+            scale_.empty() ? nullptr : scale_.data() + kernel,
+            output_.dtype,
+            in_float_};
+        typename P::Vector sums[kSpan * kWide];
+        for (size_t i = 0; i < tiles_.size(); ++i) {
+            const int count = span.end[i] - span.begin[i];
+            if (count) tiles_[i].sum(block, image, &tiles_[i].tile[span.begin[i]], count, sums);
         }
-    }
-
-    CS_TIER void run_blocks(Tile tile, std::byte* to, int64_t pixel) const {
-        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
-        typename P::Vector sums[kTile];
-        for (int b = 0; b < lists_.blocks; ++b) {
-            const int begin = lists_.begin[b];
-            tile.offset = lists_.offset.data() + begin;
-            tile.weight = reinterpret_cast<const std::byte*>(lists_.weight.data()) + int64_t{begin} * kLanes * 4;
-            tile.count = lists_.begin[b + 1] - begin;
-            tile.bias = bias_.data() + b * kLanes;
-            accumulate_(tile, sums);
-            const Destination d{to + b * kLanes * element,
-                                pixel,
-                                columns_,
-                                columns_ / pool_,
-                                std::min(kLanes, kernels_ - b * kLanes),
-                                scale_.empty() ? nullptr : scale_.data() + b * kLanes,
-                                output_.dtype,
-                                in_float_};
-            pool_ == 2 ? finish<P, 2>(sums, d) : finish<P, 1>(sums, d);
-        }
+        finish_(sums, span.results, to);
     }
 
     Tensor input_, output_;
@@ -254,13 +381,15 @@ class Conv final : public Step {
     int kernels_, pool_;
     int height_, width_;  // of the image with its padding
     bool copied_;
-    int rows_, positions_;  // of results: as the output has them, or all in one row
-    int columns_;           // positions across a tile, before pooling
-    UnitLists<P> lists_;
+    UnitLists lists_;
+    std::vector<int32_t> offset_;  // of each unit from a window's first input, in bytes
+    AlignedVector<typename P::Weight> weight_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
     bool in_float_;
-    Accumulate<P> accumulate_;
+    std::array<Tiles<P>, 2> tiles_;
+    std::vector<Span> spans_;
+    Finish finish_;
 };
 
 std::unique_ptr<Step> make_conv(const LayerSpec& s, bool all) {

@@ -3,13 +3,13 @@
 //
 // Why it is fast: the active inputs of an image are selected once, into a list in the order of memory. What a line of a
 // window sees is then one stretch of the list, and since the rows of the weight matrix run in the same order, the row
-// of an entry lies at its own offset plus a constant of the line: the stretches of a window are joined, eight entries
-// per instruction, and nothing is searched or padded. The lanes are kernels, whose sums stay in registers over the
-// whole window. Of int8, the weights of two active inputs are interleaved to pairs (a shuffle per vector of sums) for
-// VPMADDWD, which costs less than two multiplications.
+// of an entry lies at its own offset plus a constant of the window: nothing is searched, padded or copied. The lanes
+// are kernels, whose sums stay in registers over the stretch. Of int8, the weights of two active inputs are interleaved
+// to pairs (a shuffle per vector of sums) for VPMADDWD, which costs less than two multiplications.
 //
-// The kernels go in chunks through the whole image, so that a chunk's weights stay in the cache from one position to
-// the next. Taps in which a chunk has no weight are not visited: chunks are as narrow as pays for the weights at hand.
+// The kernels go in chunks, and the lines of a chunk's windows one after the other through a band of results, whose
+// sums lie in the first-level cache: the weights of a line stay there, too, or in the second. Taps in which a chunk has
+// no weight are not visited: chunks are as narrow as pays for the weights at hand.
 #pragma once
 
 #include <algorithm>
@@ -29,21 +29,18 @@ constexpr int kChunk = kTile / 3 * 2;  // vectors of sums in registers
 
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kStep = 8;   // entries that are copied at a time
-constexpr int kAhead = 8;  // entries whose weights are prefetched
-
-// Inputs that are not zero.
-template <class Input>
-struct Entries {
-    int32_t* offset;  // of each, where its row of weights begins
-    Input* value;
+// As many inputs that are not zero as are multiplied at once, neighbours in memory; a zero may fill up the last.
+template <class P>
+struct Entry {
+    int32_t offset[P::kInputs];  // where the row of weights of each begins, as if a window began with the line
+    typename P::Input value[P::kInputs];
 };
 
-// Those of an image; a row of weights belongs to every input of it.
-template <class Input>
+// Those of an image.
+template <class P>
 struct ActiveList {
-    int32_t* begin;  // [positions + 1]: where the entries of a position begin
-    Entries<Input> all;
+    int32_t* begin;  // [height, padded width + 1]: where the entries of a position begin; those of padding have none
+    Entry<P>* entry;
 };
 
 // A bit for every value that is not zero, of up to 64.
@@ -61,46 +58,63 @@ CS_TIER inline uint64_t active_bits(const float* x, int64_t count) {
     return bits & (count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0});
 }
 
-template <class X, class Input>
-CS_TIER void list_active(const X* x, const Tensor& image, int row_size, ActiveList<Input> list) {
-    int32_t found = 0;
-    const int64_t positions = image.positions();
-    for (int64_t position = 0; position < positions; ++position, x += image.channels) {
-        list.begin[position] = found;
-        for (int first = 0; first < image.channels; first += 64) {
-            for (uint64_t bits = active_bits(x + first, image.channels - first); bits; bits &= bits - 1, ++found) {
-                const int channel = first + __builtin_ctzll(bits);
-                list.all.offset[found] = static_cast<int32_t>(position * image.channels + channel) * row_size;
-                list.all.value[found] = static_cast<Input>(x[channel]);
-            }
+// The entries of a position from `found` on; how many there are then.
+template <class P, class X>
+CS_TIER inline int32_t list_position(const X* x, int channels, int32_t row, int row_size, Entry<P>* list,
+                                     int32_t found) {
+    typename P::Input* value = list[found].value;
+    int32_t* offset = list[found].offset;
+    constexpr int kStride = sizeof(Entry<P>) / sizeof(int32_t), kValues = sizeof(Entry<P>) / sizeof(*value);
+    int n = 0;
+    for (int first = 0; first < channels; first += 64) {
+        for (uint64_t bits = active_bits(x + first, channels - first); bits; bits &= bits - 1, ++n) {
+            const int channel = first + __builtin_ctzll(bits);
+            offset[n / P::kInputs * kStride + n % P::kInputs] = (row + channel) * row_size;
+            value[n / P::kInputs * kValues + n % P::kInputs] = static_cast<typename P::Input>(x[channel]);
         }
     }
-    list.begin[positions] = found;
+    for (; n % P::kInputs; ++n) {
+        offset[n / P::kInputs * kStride + n % P::kInputs] = row * row_size;
+        value[n / P::kInputs * kValues + n % P::kInputs] = 0;
+    }
+    return found + n / P::kInputs;
 }
 
-// Appends `count` entries, each offset moved by `move`, in whole steps: what is too much is overwritten.
-template <class Input>
-CS_TIER inline void append(const Entries<Input>& from, int count, int32_t move, const Entries<Input>& to) {
-    typedef int32_t Offsets __attribute__((vector_size(sizeof(int32_t) * kStep)));
-    int n = 0;
-    do {  // also where there are none: most runs take one step, which is then no branch to guess
-        Offsets offsets;
-        std::memcpy(&offsets, from.offset + n, sizeof offsets);
-        offsets += move;
-        std::memcpy(to.offset + n, &offsets, sizeof offsets);
-        std::memcpy(to.value + n, from.value + n, sizeof(Input) * kStep);
-        n += kStep;
-    } while (n < count);
+// padded: width of a line with its padding, of which `left` positions lie before it.
+template <class P, class X>
+CS_TIER void list_active(const X* x, const Tensor& image, int left, int padded, int row_size,
+                         const ActiveList<P>& list) {
+    int32_t found = 0;
+    int32_t* begin = list.begin;
+    for (int y = 0; y < image.height; ++y) {
+        for (int column = 0; column <= padded; ++column) {
+            *begin++ = found;
+            if (column < left || column >= left + image.width) continue;
+            found = list_position<P>(x, image.channels, column * image.channels, row_size, list.entry, found);
+            x += image.channels;
+        }
+    }
 }
 
-// The entries of a window, and a chunk's rows of weights [VECTORS, kLanes].
-template <class P>
-struct Selected {
-    Entries<typename P::Input> entries;
-    int count;  // even where two entries are multiplied at once
-    const typename P::Weight* weight;
-    const int32_t* bias;  // [VECTORS, kLanes]
+// Neighbouring taps of one line of the window in which a chunk of kernels has weights.
+struct Run {
+    int line, first, end;
 };
+
+// A run in a row of results.
+template <class P>
+struct RunRow {
+    const int32_t* begin;  // of the position that the first tap sees for the first result
+    int taps;              // of the run
+    int stride;            // positions from one result to the next
+    int results;
+    const Entry<P>* entry;
+    const typename P::Weight* weight;  // [positions of a line, VECTORS, kLanes], for the first result
+    int64_t step;                      // weights from one result back to the next
+    int32_t* sums;                     // [results, VECTORS, kLanes]
+};
+
+constexpr int kAhead = 4;  // entries whose weights are prefetched
 
 template <size_t kBytes>
 CS_TIER inline void prefetch(const void* row) {
@@ -108,65 +122,56 @@ CS_TIER inline void prefetch(const void* row) {
 }
 
 template <int VECTORS>
-CS_TIER inline void add_products(const Selected<Floats>& s, typename Floats::Vector* sum) {
-    for (int n = 0; n < s.count; ++n) {
-        const auto value = Floats::broadcast(s.entries.value + n);
-        const float* weight = s.weight + s.entries.offset[n];
-        CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
-            sum[v] = Floats::multiply_add(sum[v], value, Floats::load(weight + v * kLanes));
-        }
+CS_TIER inline void add_products(const Entry<Floats>& entry, const float* weight, typename Floats::Vector* sum) {
+    const auto value = Floats::broadcast(entry.value);
+    weight += entry.offset[0];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+        sum[v] = Floats::multiply_add(sum[v], value, Floats::load(weight + v * kLanes));
     }
 }
 
 // The vectors of two rows hold two vectors of kernels each, in the order that interleaving undoes.
 template <int VECTORS>
-CS_TIER inline void add_products(const Selected<Pairs>& s, typename Pairs::Vector* sum) {
-    for (int n = 0; n < s.count; n += 2) {
-        const auto pair = Pairs::broadcast(s.entries.value + n);
-        const int16_t *first = s.weight + s.entries.offset[n], *second = s.weight + s.entries.offset[n + 1];
-        if constexpr (VECTORS > 4) {  // narrower chunks lie in the first cache
-            prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead]);
-            prefetch<VECTORS * kLanes * 2>(s.weight + s.entries.offset[n + kAhead + 1]);
-        }
-        CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
-            const auto a = Pairs::load(first + v * kLanes), b = Pairs::load(second + v * kLanes);
-            sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
-            sum[v + 1] = Pairs::multiply_add(sum[v + 1], pair, Pairs::interleave_high(a, b));
-        }
+CS_TIER inline void add_products(const Entry<Pairs>& entry, const int16_t* weight, typename Pairs::Vector* sum) {
+    const auto pair = Pairs::broadcast(entry.value);
+    const int16_t *first = weight + entry.offset[0], *second = weight + entry.offset[1];
+    if constexpr (VECTORS > 4) {  // narrower chunks lie in the first cache
+        prefetch<VECTORS * kLanes * 2>(weight + (&entry)[kAhead].offset[0]);
+        prefetch<VECTORS * kLanes * 2>(weight + (&entry)[kAhead].offset[1]);
+    }
+    CS_UNROLL for (int v = 0; v < VECTORS; v += 2) {
+        const auto a = Pairs::load_once(first + v * kLanes), b = Pairs::load_once(second + v * kLanes);
+        sum[v] = Pairs::multiply_add(sum[v], pair, Pairs::interleave_low(a, b));
+        sum[v + 1] = Pairs::multiply_add(sum[v + 1], pair, Pairs::interleave_high(a, b));
     }
 }
 
-// Sums of a chunk of kernels over a window.
 template <class P, int VECTORS>
-CS_TIER void sum_window(const Selected<P>& s, int32_t* sums) {
-    typename P::Vector sum[VECTORS];
-    CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(s.bias + v * kLanes);
-    add_products<VECTORS>(s, sum);
-    CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::store(sums + v * kLanes, sum[v]);
+CS_TIER void add_run(const RunRow<P>& of) {
+    const RunRow<P> row = of;  // stores could change what it refers to, for all the compiler knows
+    const int32_t* begin = row.begin;
+    const auto* weight = row.weight;
+    int32_t* sums = row.sums;
+    for (int i = 0; i < row.results; ++i, begin += row.stride, weight -= row.step, sums += VECTORS * kLanes) {
+        const Entry<P>*entry = row.entry + begin[0], *end = row.entry + begin[row.taps];
+        if (entry == end) continue;
+        typename P::Vector sum[VECTORS];
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(sums + v * kLanes);
+        do add_products<VECTORS>(*entry, weight, sum);
+        while (++entry < end);
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::store(sums + v * kLanes, sum[v]);
+    }
 }
 
 template <class P>
-using SumWindow = void (*)(const Selected<P>&, int32_t*);
+using AddRun = void (*)(const RunRow<P>&);
 
 // vectors: an even number.
 template <class P, int... kPairs>
-SumWindow<P> sum_window_of(int vectors, std::integer_sequence<int, kPairs...>) {
-    static constexpr SumWindow<P> all[] = {sum_window<P, 2 * kPairs + 2>...};
+AddRun<P> add_run_of(int vectors, std::integer_sequence<int, kPairs...>) {
+    static constexpr AddRun<P> all[] = {add_run<P, 2 * kPairs + 2>...};
     return all[vectors / 2 - 1];
 }
-
-// Neighbouring taps of one line of the window in which a chunk of kernels has weights.
-struct Run {
-    int line, first, end;
-    int move;  // from a position's place in the image, less that of the window, to its tap's in the window
-};
-
-// For every chunk of kernels, the runs that it visits.
-struct Runs {
-    std::vector<int> begin;  // [chunks + 1]
-    std::vector<Run> run;
-    int64_t taps = 0;  // in all runs
-};
 
 constexpr int kGroup = 2 * kLanes;  // kernels; a chunk has whole groups
 
@@ -193,22 +198,21 @@ UsedTaps find_used_taps(const LayerSpec& s) {
     return found;
 }
 
-Runs find_runs(const LayerSpec& s, const UsedTaps& used, int groups) {
-    Runs found;
+// For every chunk of so many groups of kernels, the runs that it visits.
+std::vector<std::vector<Run>> find_runs(const Window& window, const UsedTaps& used, int groups) {
+    std::vector<std::vector<Run>> chunks;
     for (int first = 0; first < used.groups; first += groups) {
-        found.begin.push_back(static_cast<int>(found.run.size()));
-        for (int tap = 0; tap < s.window.kernel_h * s.window.kernel_w; ++tap) {
+        std::vector<Run> runs;
+        for (int tap = 0; tap < window.kernel_h * window.kernel_w; ++tap) {
             if (!used.any(tap, first, first + groups)) continue;
-            const int line = tap / s.window.kernel_w, column = tap % s.window.kernel_w;
-            const bool follows = static_cast<int>(found.run.size()) > found.begin.back() &&
-                                 found.run.back().line == line && found.run.back().end == column;
-            if (!follows) found.run.push_back({line, column, column, line * (s.window.kernel_w - s.input.width)});
-            ++found.run.back().end;
-            ++found.taps;
+            const int line = tap / window.kernel_w, column = tap % window.kernel_w;
+            const bool follows = !runs.empty() && runs.back().line == line && runs.back().end == column;
+            if (!follows) runs.push_back({line, column, column});
+            ++runs.back().end;
         }
+        chunks.push_back(std::move(runs));
     }
-    found.begin.push_back(static_cast<int>(found.run.size()));
-    return found;
+    return chunks;
 }
 
 // Vectors of kernels in a chunk: visiting an entry costs about as much as four vectors of its products.
@@ -218,13 +222,24 @@ int choose_vectors(const LayerSpec& s, const UsedTaps& used) {
     int best = 0;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int vectors = std::min(kChunk, all); vectors >= 2; vectors -= 2) {
-        const int64_t cost = find_runs(s, used, vectors / 2).taps * (kVisit + vectors);
+        int64_t taps = 0;
+        for (const auto& runs : find_runs(s.window, used, vectors / 2)) {
+            for (const Run& run : runs) taps += run.end - run.first;
+        }
+        const int64_t cost = taps * (kVisit + vectors);
         if (cost >= least) continue;
         least = cost;
         best = vectors;
     }
     return best;
 }
+
+// Part of the results, the sums of which are computed together.
+struct Band {
+    int y, x, height, width;
+};
+
+constexpr size_t kBandBytes = 16 << 10;  // of sums; about so much of the first-level cache
 
 template <class P>
 class ConvSelect final : public Step {
@@ -238,17 +253,20 @@ class ConvSelect final : public Step {
           kernels_(s.kernels),
           pool_h_(s.pool_h),
           pool_w_(s.pool_w),
+          width_(std::max(input_.width + window_.pad_left, (s.conv_width - 1) * window_.stride_w + window_.kernel_w)),
           vectors_(choose_vectors(s, used)),
-          chunks_((s.kernels + row_size() - 1) / row_size()),
-          runs_(find_runs(s, used, vectors_ / 2)),
-          weight_(int64_t{chunks_} * s.rows * row_size()),
-          bias_(int64_t{chunks_} * row_size()),
+          runs_(find_runs(s.window, used, vectors_ / 2)),
+          weight_(int64_t{chunks()} * s.rows * row_size()),
+          bias_(int64_t{chunks()} * row_size()),
           scale_(padded_scale(s)),
           in_float_(requantizes_in_float(s)),
-          sum_window_(sum_window_of<P>(vectors_, std::make_integer_sequence<int, kChunk / 2>())) {
+          add_run_(add_run_of<P>(vectors_, std::make_integer_sequence<int, kChunk / 2>())) {
         const auto bias = padded_bias(s);
         std::copy_n(bias.begin(), s.kernels, bias_.begin());
         lay_out(static_cast<const typename P::Source*>(s.dense), s.rows);
+        const int results = std::max<int>(1, kBandBytes / (sizeof(int32_t) * pool_h_ * pool_w_ * row_size()));
+        band_.width = std::min(output_.width, results);
+        band_.height = std::min(output_.height, std::max(1, results / band_.width));
     }
 
     size_t scratch_bytes() const override { return layout().end; }
@@ -256,16 +274,13 @@ class ConvSelect final : public Step {
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
         const Layout at = layout();
-        const Work work{{reinterpret_cast<int32_t*>(call.scratch),
-                         {reinterpret_cast<int32_t*>(call.scratch + at.offsets),
-                          reinterpret_cast<Input*>(call.scratch + at.values)}},
-                        {reinterpret_cast<int32_t*>(call.scratch + at.window_offsets),
-                         reinterpret_cast<Input*>(call.scratch + at.window_values)},
-                        reinterpret_cast<int32_t*>(call.scratch + at.sums)};
+        const ActiveList<P> list{reinterpret_cast<int32_t*>(call.scratch),
+                                 reinterpret_cast<Entry<P>*>(call.scratch + at.entries)};
+        auto* sums = reinterpret_cast<int32_t*>(call.scratch + at.sums);
         for (int64_t n = 0; n < call.samples; ++n) {
-            select(sample<std::byte>(call.inputs[0], input_, n), work.list);
+            select(sample<std::byte>(call.inputs[0], input_, n), list);
             auto* out = sample<std::byte>(call.output, output_, n);
-            for (int chunk = 0; chunk < chunks_; ++chunk) run_chunk(work, chunk, out);
+            for (int chunk = 0; chunk < chunks(); ++chunk) run_chunk(list, chunk, sums, out);
         }
     }
 
@@ -273,30 +288,21 @@ class ConvSelect final : public Step {
     using Input = typename P::Input;
     using Weight = typename P::Weight;
 
+    int chunks() const { return static_cast<int>(runs_.size()); }
     int row_size() const { return vectors_ * kLanes; }  // weights of an input and a chunk
-    int64_t chunk_size() const { return static_cast<int64_t>(weight_.size()) / chunks_; }
-
-    struct Work {
-        ActiveList<Input> list;
-        Entries<Input> window;
-        int32_t* sums;  // of the positions of a pool
-    };
+    int64_t chunk_size() const { return static_cast<int64_t>(weight_.size()) / chunks(); }
 
     // Where its parts lie in the scratch memory, behind the beginnings of the list.
     struct Layout {
-        size_t offsets, values, window_offsets, window_values, sums, end;
+        size_t entries, sums, end;
     };
 
     Layout layout() const {
-        const size_t all = input_.size() + kStep;
-        const size_t window = int64_t{window_.kernel_h} * window_.kernel_w * input_.channels + kStep + kAhead + 2;
+        const size_t entries = input_.positions() * ((input_.channels + P::kInputs - 1) / P::kInputs) + kAhead;
         Layout at;
-        at.offsets = round_up(sizeof(int32_t) * (input_.positions() + 1), kAlignment);
-        at.values = at.offsets + round_up(sizeof(int32_t) * all, kAlignment);
-        at.window_offsets = at.values + round_up(sizeof(Input) * all, kAlignment);
-        at.window_values = at.window_offsets + round_up(sizeof(int32_t) * window, kAlignment);
-        at.sums = at.window_values + round_up(sizeof(Input) * window, kAlignment);
-        at.end = at.sums + sizeof(int32_t) * pool_h_ * pool_w_ * row_size();
+        at.entries = round_up(sizeof(int32_t) * input_.height * (width_ + 1), kAlignment);
+        at.sums = at.entries + round_up(sizeof(Entry<P>) * entries, kAlignment);
+        at.end = at.sums + sizeof(int32_t) * band_.height * pool_h_ * band_.width * pool_w_ * row_size();
         return at;
     }
 
@@ -312,85 +318,71 @@ class ConvSelect final : public Step {
         }
     }
 
-    void select(const std::byte* image, const ActiveList<Input>& list) const {
+    void select(const std::byte* image, const ActiveList<P>& list) const {
         if constexpr (std::is_same_v<Input, float>) {
-            list_active(reinterpret_cast<const float*>(image), input_, row_size(), list);
+            list_active<P>(reinterpret_cast<const float*>(image), input_, window_.pad_left, width_, row_size(), list);
         } else if (input_.dtype == DType::u8) {
-            list_active(reinterpret_cast<const uint8_t*>(image), input_, row_size(), list);
+            list_active<P>(reinterpret_cast<const uint8_t*>(image), input_, window_.pad_left, width_, row_size(), list);
         } else {
-            list_active(reinterpret_cast<const int8_t*>(image), input_, row_size(), list);
+            list_active<P>(reinterpret_cast<const int8_t*>(image), input_, window_.pad_left, width_, row_size(), list);
         }
     }
 
-    void run_chunk(const Work& work, int chunk, std::byte* out) const {
-        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
-        const Weight* weight = weight_.data() + chunk * chunk_size();
-        const int32_t* bias = bias_.data() + int64_t{chunk} * row_size();
-        out += int64_t{chunk} * row_size() * element;
-        for (int y = 0; y < output_.height; ++y) {
-            for (int x = 0; x < output_.width; ++x, out += kernels_ * element) {
-                for (int i = 0; i < pool_h_ * pool_w_; ++i) {
-                    const int count = join_window(work, chunk, y * pool_h_ + i / pool_w_, x * pool_w_ + i % pool_w_);
-                    sum_window_({work.window, count, weight, bias}, work.sums + i * row_size());
-                }
-                write_out(work.sums, chunk, out);
+    void run_chunk(const ActiveList<P>& list, int chunk, int32_t* sums, std::byte* out) const {
+        for (int y = 0; y < output_.height; y += band_.height) {
+            for (int x = 0; x < output_.width; x += band_.width) {
+                const Band band{y, x, std::min(band_.height, output_.height - y),
+                                std::min(band_.width, output_.width - x)};
+                begin_sums(chunk, band.height * pool_h_ * band.width * pool_w_, sums);
+                for (const Run& run : runs_[chunk]) add_run(list, chunk, run, band, sums);
+                write_out(sums, chunk, band, out);
             }
         }
     }
 
-    // The entries that a window sees; their number.
-    CS_TIER int join_window(const Work& work, int chunk, int y, int x) const {
-        const int top = y * window_.stride_h - window_.pad_top, left = x * window_.stride_w - window_.pad_left;
-        const bool is_inside =
-            top >= 0 && left >= 0 && top + window_.kernel_h <= input_.height && left + window_.kernel_w <= input_.width;
-        int count = is_inside ? join_all(work, chunk, top, left) : join_clipped(work, chunk, top, left);
-        if (P::kInputs == 2 && count % 2) {  // the last one's partner is a zero at any row
-            work.window.offset[count] = 0;
-            work.window.value[count++] = 0;
+    CS_TIER void begin_sums(int chunk, int count, int32_t* sums) const {
+        const int32_t* bias = bias_.data() + int64_t{chunk} * row_size();
+        for (int i = 0; i < count; ++i) {
+            for (int o = 0; o < row_size(); o += kLanes, sums += kLanes) P::store(sums, P::load(bias + o));
         }
-        return count;
     }
 
-    CS_TIER int join_all(const Work& work, int chunk, int top, int left) const {
-        const int width = input_.width, window = top * width + left, row = input_.channels * row_size();
-        const Work at = work;  // stores could change what it refers to, for all the compiler knows
-        const Run* end = runs_.run.data() + runs_.begin[chunk + 1];
-        int count = 0;
-        for (const Run* run = runs_.run.data() + runs_.begin[chunk]; run < end; ++run) {
-            const int first = window + run->line * width + run->first;
-            count = join(at, first, first + run->end - run->first, (run->move - window) * row, count);
+    // Adds what a run sees of the lines of the image.
+    void add_run(const ActiveList<P>& list, int chunk, const Run& run, const Band& band, int32_t* sums) const {
+        const int64_t tap_size = int64_t{input_.channels} * row_size();
+        const int width = band.width * pool_w_, left = band.x * pool_w_ * window_.stride_w + run.first;
+        const int64_t row = int64_t{run.line} * window_.kernel_w + run.first - left;
+        const Weight* weight = weight_.data() + chunk * chunk_size() + row * tap_size;
+        for (int i = 0; i < band.height * pool_h_; ++i, sums += width * row_size()) {
+            const int y = (band.y * pool_h_ + i) * window_.stride_h - window_.pad_top + run.line;
+            if (y < 0 || y >= input_.height) continue;
+            add_run_({list.begin + int64_t{y} * (width_ + 1) + left, run.end - run.first, window_.stride_w, width,
+                      list.entry, weight, window_.stride_w * tap_size, sums});
         }
-        return count;
     }
 
-    // Where windows reach beyond the image.
-    CS_TIER int join_clipped(const Work& work, int chunk, int top, int left) const {
-        const int window = top * input_.width + left, row = input_.channels * row_size();
-        int count = 0;
-        for (int i = runs_.begin[chunk]; i < runs_.begin[chunk + 1]; ++i) {
-            const Run& run = runs_.run[i];
-            const int line = (top + run.line) * input_.width;
-            const int first = std::max(0, left + run.first), end = std::min(input_.width, left + run.end);
-            if (line < 0 || line >= input_.height * input_.width || first >= end) continue;
-            count = join(work, line + first, line + end, (run.move - window) * row, count);
-        }
-        return count;
-    }
-
-    // Appends the entries of some positions to those of the window, of which there are `count`; how many there are now.
-    CS_TIER static int join(const Work& work, int first, int end, int32_t move, int count) {
-        const int begin = work.list.begin[first], found = work.list.begin[end] - begin;
-        append<Input>({work.list.all.offset + begin, work.list.all.value + begin}, found, move,
-                      {work.window.offset + count, work.window.value + count});
-        return count + found;
-    }
-
-    CS_TIER void write_out(const int32_t* sums, int chunk, std::byte* out) const {
+    CS_TIER void write_out(const int32_t* sums, int chunk, const Band& band, std::byte* out) const {
         const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
-        const int first = chunk * row_size(), count = std::min(row_size(), kernels_ - first);
+        const int width = band.width * pool_w_, first = chunk * row_size();
+        for (int y = 0; y < band.height; ++y) {
+            for (int x = 0; x < band.width; ++x) {
+                const int64_t position = int64_t{band.y + y} * output_.width + band.x + x;
+                write_result(sums + (int64_t{y} * pool_h_ * width + x * pool_w_) * row_size(), width, first,
+                             out + (position * kernels_ + first) * element);
+            }
+        }
+    }
+
+    // The largest sums of a pool's window, of a band so wide.
+    CS_TIER void write_result(const int32_t* sums, int width, int first, std::byte* out) const {
+        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
+        const int count = std::min(row_size(), kernels_ - first);
         for (int o = 0; o < count; o += kLanes) {
             auto value = P::load(sums + o);
-            for (int i = 1; i < pool_h_ * pool_w_; ++i) value = P::max(value, P::load(sums + i * row_size() + o));
+            const int32_t* line = sums + o;
+            for (int y = 0; y < pool_h_; ++y, line += width * row_size()) {
+                for (int x = 0; x < pool_w_; ++x) value = P::max(value, P::load(line + x * row_size()));
+            }
             const float* scale = scale_.empty() ? nullptr : scale_.data() + first + o;
             P::write(out + o * element, std::min(kLanes, count - o), value, scale, output_.dtype, in_float_);
         }
@@ -399,19 +391,23 @@ class ConvSelect final : public Step {
     Tensor input_, output_;
     Window window_;
     int kernels_, pool_h_, pool_w_;
-    int vectors_, chunks_;  // vectors of kernels in a chunk
-    Runs runs_;
-    AlignedVector<Weight> weight_;  // [chunk, row, vector, lane]
-    AlignedVector<int32_t> bias_;   // [chunk, vector, lane]
-    AlignedVector<float> scale_;    // [kernel]
+    int width_;                           // of a line with its padding
+    int vectors_;                         // of kernels in a chunk
+    std::vector<std::vector<Run>> runs_;  // of each chunk
+    AlignedVector<Weight> weight_;        // [chunk, row, vector, lane]
+    AlignedVector<int32_t> bias_;         // [chunk, vector, lane]
+    AlignedVector<float> scale_;          // [kernel]
     bool in_float_;
-    SumWindow<P> sum_window_;
+    AddRun<P> add_run_;
+    Band band_;  // the largest
 };
 
 std::unique_ptr<Step> make_conv_select(const LayerSpec& s) {
     if (is_linear(s) || s.groups > 1) return nullptr;
-    // Offsets of rows have 32 bits, for every input of the image and of the window.
-    if ((s.input.size() + s.rows) * kChunk * kLanes > std::numeric_limits<int32_t>::max()) return nullptr;
+    // Offsets of rows have 32 bits, and so have numbers of entries.
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    if (int64_t{s.input.width + s.window.pad_left} * s.input.channels * kChunk * kLanes > kMost) return nullptr;
+    if (s.input.size() + s.input.positions() > kMost) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<ConvSelect<Floats>>(s);
     return kIsExact || requantizes_exactly(s) ? std::make_unique<ConvSelect<Pairs>>(s) : nullptr;
 }
