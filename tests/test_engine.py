@@ -343,3 +343,9 @@ def test_an_engine_says_why_it_cannot_be_pickled_and_its_model_can(engine: Engin
     other = Engine(pickle.loads(pickle.dumps(engine.model)))
     x = np.random.default_rng(1).random((3, 2, 8, 8), np.float32)
     np.testing.assert_array_equal(other.run(x), engine.run(x))
+
+
+def test_a_variable_that_says_neither_yes_nor_no(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSENGINE_FPGA_EMULATE", "false")
+    with pytest.raises(ValueError, match="CSENGINE_FPGA_EMULATE is 'false'; expected 0 or 1"):
+        Engine.load(path, backend="fpga")
