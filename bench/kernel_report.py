@@ -33,7 +33,7 @@ class Measured:
         return f"`{self.row['kernel']}`" + (f" ({self.row['tier']})" if self.row["kernel"] in _SHARED else "")
 
 
-_SHARED = ("add_vector", "pool_vector")
+_SHARED = ("add_vector", "concat_vector", "pool_vector")
 """Kernels of several tiers under one name."""
 
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "arithmetic.h"
+#include "matmul_steps.h"
 #include "scalar.h"
 
 namespace cs::scalar {
@@ -98,49 +99,17 @@ class LocalResponseNorm final : public Step {
     LocalResponseNormSpec spec_;
 };
 
-// The inner loop runs along the columns, which lie in a row: compilers vectorize it. A transposed second operand is
-// turned first.
-class MatMul final : public Step {
-  public:
-    explicit MatMul(const MatMulSpec& spec) : spec_(spec) {}
-
-    size_t scratch_bytes() const override {
-        return spec_.transposed ? sizeof(float) * spec_.first.channels * spec_.output.channels : 0;
-    }
-
-    void run(const Call& call) const noexcept override {
-        const int64_t rows = spec_.first.width, depth = spec_.first.channels, columns = spec_.output.channels;
-        for (int64_t n = 0; n < call.samples; ++n) {
-            const float* a = sample<float>(call.inputs[0], spec_.first, n);
-            const float* b = sample<float>(call.inputs[1], spec_.second, n);
-            float* out = sample<float>(call.output, spec_.output, n);
-            for (int y = 0; y < spec_.first.height; ++y, a += rows * depth, b += depth * columns, out += rows * columns)
-                multiply(a, spec_.transposed ? turned(b, reinterpret_cast<float*>(call.scratch)) : b, out);
+// The inner loop runs along the columns, which lie in a row: compilers vectorize it.
+void multiply(const float* a, const float* b, const MatMulShape& shape, float* out) {
+    const auto [rows, depth, columns] = shape;
+    for (int64_t i = 0; i < rows; ++i, out += columns) {
+        std::memset(out, 0, sizeof(float) * columns);
+        for (int64_t k = 0; k < depth; ++k) {
+            const float x = a[i * depth + k];
+            for (int64_t j = 0; j < columns; ++j) out[j] += x * b[k * columns + j];
         }
     }
-
-  private:
-    const float* turned(const float* b, float* out) const {
-        const int64_t depth = spec_.first.channels, columns = spec_.output.channels;
-        for (int64_t j = 0; j < columns; ++j) {
-            for (int64_t k = 0; k < depth; ++k) out[k * columns + j] = b[j * depth + k];
-        }
-        return out;
-    }
-
-    void multiply(const float* a, const float* b, float* out) const {
-        const int64_t rows = spec_.first.width, depth = spec_.first.channels, columns = spec_.output.channels;
-        for (int64_t i = 0; i < rows; ++i, out += columns) {
-            std::memset(out, 0, sizeof(float) * columns);
-            for (int64_t k = 0; k < depth; ++k) {
-                const float x = a[i * depth + k];
-                for (int64_t j = 0; j < columns; ++j) out[j] += x * b[k * columns + j];
-            }
-        }
-    }
-
-    MatMulSpec spec_;
-};
+}
 
 template <class T>
 class Transpose final : public Step {
@@ -179,7 +148,7 @@ std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec& spec) {
     return std::make_unique<LocalResponseNorm>(spec);
 }
 
-std::unique_ptr<Step> matmul(const MatMulSpec& spec) { return std::make_unique<MatMul>(spec); }
+std::unique_ptr<Step> matmul(const MatMulSpec& spec) { return std::make_unique<MatMulStep<multiply>>(spec); }
 
 std::unique_ptr<Step> transpose(const TransposeSpec& spec) {
     return with_type(spec.input.dtype, [&](auto type) -> std::unique_ptr<Step> {

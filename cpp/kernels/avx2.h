@@ -18,8 +18,13 @@ std::unique_ptr<Step> linear_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> linear_masks(const LayerSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
+std::unique_ptr<Step> concat(const ConcatSpec&);
+std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec&);
+std::unique_ptr<Step> gelu(const GeluSpec&);
+std::unique_ptr<Step> matmul(const MatMulSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 
 }  // namespace cs::avx2

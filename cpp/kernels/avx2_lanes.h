@@ -2,6 +2,7 @@
 // has internal linkage and carries its target, so that no other tier can end up calling it.
 #pragma once
 
+#include <array>
 #include <cstring>
 
 #include "intrinsics.h"
@@ -67,6 +68,22 @@ CS_AVX2 inline uint32_t nonzero_lanes(const int32_t* from) {
     const __m256i x_s32x8 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     const __m256i zero_s32x8 = _mm256_cmpeq_epi32(x_s32x8, _mm256_setzero_si256());
     return ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(zero_s32x8))) & 0xff;
+}
+
+// Stores `first` plus the places of the bits that are set, in ascending order. Writes a whole vector.
+CS_AVX2 inline void store_places(uint32_t bits, int first, int32_t* to) {
+    static constexpr auto kPlaces = [] {
+        std::array<uint64_t, 256> places{};  // eight bytes each
+        for (uint64_t byte = 0; byte < places.size(); ++byte) {
+            for (uint64_t bit = 0, found = 0; bit < 8; ++bit) {
+                if (byte >> bit & 1) places[byte] |= bit << 8 * found++;
+            }
+        }
+        return places;
+    }();
+    const __m256i places_s32x8 =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kPlaces[bits])));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi32(places_s32x8, _mm256_set1_epi32(first)));
 }
 
 // 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.

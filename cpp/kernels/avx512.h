@@ -18,6 +18,7 @@ std::unique_ptr<Step> linear_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_dense_select(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> linear_masks(const LayerSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 std::unique_ptr<Step> relu(const ReluSpec&);
 std::unique_ptr<Step> clip(const ClipSpec&);

@@ -33,6 +33,13 @@ CS_AVX512 inline uint32_t nonzero_lanes(const int32_t* from) {
     return _mm512_test_epi32_mask(x_s32x16, x_s32x16);
 }
 
+// Stores `first` plus the places of the bits that are set, in ascending order. Writes a whole vector.
+CS_AVX512 inline void store_places(uint32_t bits, int first, int32_t* to) {
+    const __m512i lane_s32x16 = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i places_s32x16 = _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), lane_s32x16);
+    _mm512_storeu_si512(to, _mm512_add_epi32(places_s32x16, _mm512_set1_epi32(first)));
+}
+
 // 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.
 struct Pairs {
     using Vector = __m512i;

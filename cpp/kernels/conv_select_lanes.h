@@ -62,20 +62,18 @@ CS_TIER inline uint64_t active_bits(const float* x, int64_t count) {
 template <class P, class X>
 CS_TIER inline int32_t list_position(const X* x, int channels, int32_t row, int row_size, Entry<P>* list,
                                      int32_t found) {
-    typename P::Input* value = list[found].value;
-    int32_t* offset = list[found].offset;
-    constexpr int kStride = sizeof(Entry<P>) / sizeof(int32_t), kValues = sizeof(Entry<P>) / sizeof(*value);
-    int n = 0;
+    unsigned n = 0;
     for (int first = 0; first < channels; first += 64) {
         for (uint64_t bits = active_bits(x + first, channels - first); bits; bits &= bits - 1, ++n) {
             const int channel = first + __builtin_ctzll(bits);
-            offset[n / P::kInputs * kStride + n % P::kInputs] = (row + channel) * row_size;
-            value[n / P::kInputs * kValues + n % P::kInputs] = static_cast<typename P::Input>(x[channel]);
+            Entry<P>& entry = list[found + n / P::kInputs];
+            entry.offset[n % P::kInputs] = (row + channel) * row_size;
+            entry.value[n % P::kInputs] = static_cast<typename P::Input>(x[channel]);
         }
     }
     for (; n % P::kInputs; ++n) {
-        offset[n / P::kInputs * kStride + n % P::kInputs] = row * row_size;
-        value[n / P::kInputs * kValues + n % P::kInputs] = 0;
+        list[found + n / P::kInputs].offset[n % P::kInputs] = row * row_size;
+        list[found + n / P::kInputs].value[n % P::kInputs] = 0;
     }
     return found + n / P::kInputs;
 }

@@ -1,8 +1,7 @@
 // What works element by element, avx512 tier: ReLU, clip, affine, addition, concatenation, dequantization.
 //
 // Why it is fast: every one is bound by its loads and stores once the arithmetic is a few instructions per vector.
-// Additions: see add_lanes.h.
-// A concatenation of tensors that have the common scale already is a copy.
+// Additions: see add_lanes.h; concatenations: concat_lanes.h.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,6 +11,7 @@
 #include "arithmetic.h"
 #include "avx512.h"
 #include "avx512_math.h"
+#include "concat_lanes.h"
 
 namespace cs::avx512 {
 namespace {
@@ -206,54 +206,14 @@ class AddFloats final : public Step {
     Tensor tensor_;
 };
 
-class Concat final : public Step {
-  public:
-    explicit Concat(const ConcatSpec& spec) : spec_(spec) {
-        for (size_t i = 0; i < spec.inputs.size() && !spec.requantization.empty(); ++i) {
-            const int multiplier = spec.requantization.multiplier[i], shift = spec.requantization.shift[i];
-            scale_.push_back(std::ldexp(static_cast<float>(multiplier), -shift));
-        }
+CS_AVX512 void requantize_bytes(const std::byte* x, int64_t size, const ByteScaling& scaling, std::byte* out) {
+    const __m512 scale_f32x16 = _mm512_set1_ps(scaling.scale());
+    for (int64_t i = 0; i < size; i += 16) {
+        const __mmask16 mask = first16(size - i);
+        const __m512i result = requantize16(widen16(x + i, mask, scaling.from_signed), scale_f32x16);
+        _mm_mask_storeu_epi8(out + i, mask, narrow16(result, !scaling.to_signed));
     }
-
-    void run(const Call& call) const noexcept override {
-        int64_t offset = 0;
-        for (size_t i = 0; i < spec_.inputs.size(); ++i) {
-            const Tensor& in = spec_.inputs[i];
-            for (int64_t n = 0; n < call.samples; ++n) {
-                join(i, sample<std::byte>(call.inputs[i], in, n),
-                     sample<std::byte>(call.output, spec_.output, n) + offset);
-            }
-            offset += in.channels * static_cast<int64_t>(element_bytes(in.dtype));
-        }
-    }
-
-  private:
-    int64_t pixel_bytes(const Tensor& t) const { return t.channels * static_cast<int64_t>(element_bytes(t.dtype)); }
-
-    void join(size_t i, const std::byte* x, std::byte* out) const {
-        const Tensor& in = spec_.inputs[i];
-        const bool is_copy = in.dtype == spec_.output.dtype && (scale_.empty() || scale_[i] == 1.0f);
-        for (int64_t p = 0; p < in.positions(); ++p, x += pixel_bytes(in), out += pixel_bytes(spec_.output)) {
-            if (is_copy) {
-                std::memcpy(out, x, pixel_bytes(in));
-            } else {
-                requantize_pixel(x, in.channels, in.dtype == DType::s8, scale_[i], out);
-            }
-        }
-    }
-
-    CS_AVX512 void requantize_pixel(const std::byte* x, int channels, bool is_signed, float scale,
-                                    std::byte* out) const {
-        for (int c = 0; c < channels; c += 16) {
-            const __mmask16 mask = first16(channels - c);
-            const __m512i result = requantize16(widen16(x + c, mask, is_signed), _mm512_set1_ps(scale));
-            _mm_mask_storeu_epi8(out + c, mask, narrow16(result, spec_.output.dtype == DType::u8));
-        }
-    }
-
-    ConcatSpec spec_;
-    std::vector<float> scale_;  // per input
-};
+}
 
 class Dequantize final : public Step {
   public:
@@ -313,7 +273,7 @@ std::unique_ptr<Step> add(const AddSpec& spec) {
     return lanes_add<add_bytes>(spec);
 }
 
-std::unique_ptr<Step> concat(const ConcatSpec& spec) { return std::make_unique<Concat>(spec); }
+std::unique_ptr<Step> concat(const ConcatSpec& spec) { return std::make_unique<LanesConcat<requantize_bytes>>(spec); }
 
 std::unique_ptr<Step> dequantize(const DequantizeSpec& spec) {
     return spec.input.dtype == DType::f32 ? nullptr : std::make_unique<Dequantize>(spec);

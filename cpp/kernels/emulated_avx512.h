@@ -128,6 +128,13 @@ inline __mmask8 less_u64(__m512i a, __m512i b) {
     return static_cast<__mmask8>(mask);
 }
 
+inline __mmask32 equal_u16(__m512i a, __m512i b) {
+    const auto x = lanes<uint16_t>(a), y = lanes<uint16_t>(b);
+    uint32_t mask = 0;
+    for (int i = 0; i < 32; ++i) mask |= static_cast<uint32_t>(x[i] == y[i]) << i;
+    return mask;
+}
+
 inline __m512i shift_right(__m512i x, __m128i count) {
     const auto bits = std::min<uint64_t>(lanes<uint64_t>(count)[0], 31);
     return map<__m512i, int32_t, int32_t>(x, [=](int32_t lane) { return lane >> bits; });
@@ -203,6 +210,7 @@ inline int64_t sum_s64(__m512i x) {
 #undef _mm512_madd_epi16  // SIMDe's has two parameters too many
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 #define _mm512_cmplt_epu64_mask(a, b) cs::emulated::less_u64(a, b)
+#define _mm512_cmpeq_epi16_mask(a, b) cs::emulated::equal_u16(a, b)
 #define _mm512_sra_epi32(x, count) cs::emulated::shift_right(x, count)
 #define _mm512_shuffle_epi32(x, order) cs::emulated::shuffle_quarters(x, order)
 #define _mm512_shuffle_i64x2(a, b, order) simde_mm512_shuffle_i64x2(a, b, order)

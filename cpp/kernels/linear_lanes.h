@@ -17,129 +17,13 @@
 #include <type_traits>
 #include <utility>
 
-#include "../aligned.h"
-#include "arithmetic.h"
-#include "dot_layout.h"
+#include "linear_step.h"
 
 namespace cs {
 namespace {
 
 constexpr int kChunk = kTile / 3 * 2;  // vectors of sums in registers
 constexpr int kPrefetch = 4;           // packed rows ahead
-
-#define CS_UNROLL _Pragma("GCC unroll 32")
-
-// An int8 input alone in a 32-bit lane: a pair whose second half is zero.
-struct Ones : Pairs {
-    static constexpr int kInputs = 1;
-    CS_TIER static Vector load_weight(const int8_t* from) { return widen_lanes(from); }
-};
-
-// Indices of the groups of DWORDS 32-bit units in which any is not zero; their number. x has zeros to a whole vector.
-template <int DWORDS>
-CS_TIER int select(const int32_t* x, int count, int32_t* active) {
-    constexpr uint32_t kFirst = DWORDS == 1 ? 0xffff : DWORDS == 2 ? 0x5555 : 0x1111;
-    int found = 0;
-    for (int i = 0; i < count; i += kLanes / DWORDS) {
-        uint32_t any = nonzero_lanes(x + i * DWORDS);
-        if constexpr (DWORDS > 1) any |= any >> 1;
-        if constexpr (DWORDS > 2) any |= any >> 2;
-        for (any &= kFirst; any; any &= any - 1) active[found++] = i + __builtin_ctz(any) / DWORDS;
-    }
-    return found;
-}
-
-// What all linear layers share: the inputs as they are multiplied, the selection, the sums and their way out.
-template <class P>
-class Linear : public Step {
-  public:
-    // units: groups of `dwords` units of 32 bits that are selected together.
-    Linear(const LayerSpec& spec, bool select, int dwords, int groups)
-        : input_(spec.input),
-          output_(spec.output),
-          select_(select),
-          dwords_(dwords),
-          groups_(groups),
-          kernels_(spec.kernels),
-          padded_(static_cast<int>(round_up(spec.kernels, kLanes))),
-          bias_(padded_bias(spec)),
-          scale_(padded_scale(spec)),
-          in_float_(requantizes_in_float(spec)) {}
-
-    size_t scratch_bytes() const override { return active_offset() + sizeof(int32_t) * (groups_ + kLanes); }
-
-    void run(const Call& call) const noexcept override {
-        const RoundDown rounding(in_float_);
-        auto* sums = reinterpret_cast<int32_t*>(call.scratch);
-        auto* x = reinterpret_cast<int32_t*>(call.scratch + input_offset());
-        auto* active = reinterpret_cast<int32_t*>(call.scratch + active_offset());
-        for (int64_t n = 0; n < call.samples; ++n) {
-            prepare(sample<std::byte>(call.inputs[0], input_, n), x);
-            const int count = select_ ? select_groups(x, active) : groups_;
-            accumulate(x, select_ ? active : nullptr, count, sums);
-            write_out(sums, sample<std::byte>(call.output, output_, n));
-        }
-    }
-
-  protected:
-    // sums[kernel] = bias + products of the groups listed, or of all.
-    virtual void accumulate(const int32_t* x, const int32_t* active, int count, int32_t* sums) const = 0;
-
-    int padded() const { return padded_; }
-    int groups() const { return groups_; }
-    const int32_t* bias() const { return bias_.data(); }
-
-  private:
-    // Inputs as they are multiplied: float32, pairs of int16, or single int16 in 32 bits.
-    using Input = std::conditional_t<std::is_same_v<P, Ones>, int32_t, typename P::Input>;
-
-    size_t input_offset() const { return sizeof(int32_t) * (padded_ + kLanes); }  // after a spare block of sums
-    size_t input_dwords() const { return round_up(int64_t{groups_} * dwords_, kLanes); }
-    size_t active_offset() const { return round_up(input_offset() + sizeof(int32_t) * input_dwords(), kAlignment); }
-
-    void prepare(const std::byte* from, int32_t* x) const {
-        if constexpr (std::is_same_v<Input, float>) {
-            copy<float>(from, x);
-        } else if (input_.dtype == DType::u8) {
-            copy<uint8_t>(from, x);
-        } else {
-            copy<int8_t>(from, x);
-        }
-    }
-
-    template <class X>
-    CS_TIER void copy(const std::byte* from, int32_t* dwords) const {
-        const auto* x = reinterpret_cast<const X*>(from);
-        auto* to = reinterpret_cast<Input*>(dwords);
-        const int64_t size = input_.size();
-        for (int64_t i = 0; i < size; ++i) to[i] = static_cast<Input>(x[i]);
-        std::memset(to + size, 0, sizeof(int32_t) * input_dwords() - sizeof(Input) * size);
-        if constexpr (std::is_same_v<P, Ones>) {
-            for (int64_t i = 0; i < size; ++i) to[i] &= 0xffff;
-        }
-    }
-
-    int select_groups(const int32_t* x, int32_t* active) const {
-        if (dwords_ == 1) return cs::select<1>(x, groups_, active);
-        return dwords_ == 2 ? cs::select<2>(x, groups_, active) : cs::select<4>(x, groups_, active);
-    }
-
-    CS_TIER void write_out(const int32_t* sums, std::byte* out) const {
-        const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
-        for (int o = 0; o < kernels_; o += kLanes) {
-            const float* scale = scale_.empty() ? nullptr : scale_.data() + o;
-            P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype,
-                     in_float_);
-        }
-    }
-
-    Tensor input_, output_;
-    bool select_;
-    int dwords_, groups_, kernels_, padded_;
-    AlignedVector<int32_t> bias_;
-    AlignedVector<float> scale_;
-    bool in_float_;
-};
 
 // Part of a dense matrix: the weights of up to kChunk vectors of kernels.
 template <class P>
@@ -209,83 +93,138 @@ class LinearDense final : public Linear<P> {
     AlignedVector<typename P::Source> weight_;  // chunks of [units, vectors, kLanes, kInputs]
 };
 
-// A packed matrix by rows; a row block has UNITS units of inputs.
-template <class P, int UNITS>
-class LinearPacked final : public Linear<P> {
+// Weights of one row block, UNITS units of inputs, for VECTORS vectors of kernels whose sums follow each other.
+template <class P, int UNITS, int VECTORS>
+struct Entry {
+    using Numbers = P;
+    static constexpr int kUnits = UNITS, kKernels = VECTORS * kLanes, kWeights = UNITS * kKernels * P::kInputs;
+    struct Input {
+        typename P::Vector unit[UNITS];
+    };
+
+    // Where a weight lies: [VECTORS, UNITS, kLanes, kInputs].
+    static int place(int kernel, int input) {
+        const int unit = kernel / kLanes * UNITS + input / P::kInputs;
+        return (unit * kLanes + kernel % kLanes) * P::kInputs + input % P::kInputs;
+    }
+    CS_TIER static Input broadcast(const int32_t* x) {
+        Input input;
+        CS_UNROLL for (int u = 0; u < UNITS; ++u) input.unit[u] = P::broadcast(x + u);
+        return input;
+    }
+    CS_TIER static void multiply_sum(const typename P::Source* weight, const Input& input, int32_t* sums) {
+        CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+            auto sum = P::load(sums + v * kLanes);
+            CS_UNROLL for (int u = 0; u < UNITS; ++u) {
+                const auto* from = weight + (v * UNITS + u) * kLanes * P::kInputs;
+                sum = P::multiply_add(sum, input.unit[u], P::load_weight(from));
+            }
+            P::store(sums + v * kLanes, sum);
+        }
+    }
+};
+
+// Of one int8 input for two vectors of kernels: a pair holds the weights of a kernel of each, so that one load widens
+// both; the input is multiplied once as the first of a pair, once as the second.
+struct TwinEntry {
+    using Numbers = Ones;
+    static constexpr int kUnits = 1, kKernels = 2 * kLanes, kWeights = kKernels;
+    struct Input {
+        Pairs::Vector first, second;
+    };
+
+    static int place(int kernel, int) { return kernel % kLanes * 2 + kernel / kLanes; }
+    CS_TIER static Input broadcast(const int32_t* x) {
+        const uint32_t second = static_cast<uint32_t>(*x) << 16;
+        return {Pairs::broadcast(x), Pairs::broadcast(&second)};
+    }
+    CS_TIER static void multiply_sum(const int8_t* from, const Input& input, int32_t* sums) {
+        const auto weight = Pairs::load_weight(from);
+        const auto first = Pairs::multiply_add(Pairs::load(sums), input.first, weight);
+        const auto second = Pairs::multiply_add(Pairs::load(sums + kLanes), input.second, weight);
+        Pairs::store(sums, first);
+        Pairs::store(sums + kLanes, second);
+    }
+};
+
+// A packed matrix by rows.
+template <class E>
+class LinearPacked final : public Linear<typename E::Numbers> {
   public:
     LinearPacked(const LayerSpec& s, bool select)
-        : Linear<P>(s, select, UNITS, s.packed->row_blocks),
-          entries_(s.packed->sets * (s.packed->v / kLanes)),
-          weight_(int64_t{s.packed->row_blocks} * entries_ * kEntry),
+        : Linear<typename E::Numbers>(s, select, E::kUnits, s.packed->row_blocks),
+          parts_(s.packed->v / E::kKernels),
+          entries_(static_cast<int>(round_up(s.packed->sets * parts_, kGroup))),
+          weight_(int64_t{s.packed->row_blocks} * entries_ * E::kWeights),
           target_(int64_t{s.packed->row_blocks} * entries_, this->padded()) {
-        const PackedWeight& p = *s.packed;
-        const auto* from = static_cast<const typename P::Source*>(p.weights);
-        for (int64_t i = 0; i < int64_t{p.row_blocks} * p.sets; ++i) {
-            for (int part = 0; part < p.v / kLanes; ++part, from += kEntry) {
-                const int first = p.owner[i] * p.v + part * kLanes;
-                if (p.owner[i] < 0 || first >= s.kernels) continue;  // nobody's weights: zero, to the spare block
-                const int64_t entry = i * (p.v / kLanes) + part;
-                target_[entry] = first;
-                for (int w = 0; w < kEntry; ++w) {  // [kLanes, U] to [UNITS, kLanes, kInputs]
-                    const int lane = w / (UNITS * P::kInputs), input = w % (UNITS * P::kInputs);
-                    const int unit = input / P::kInputs;
-                    weight_[entry * kEntry + (unit * kLanes + lane) * P::kInputs + input % P::kInputs] = from[w];
-                }
-            }
+        for (int row = 0; row < s.packed->row_blocks; ++row) {
+            for (int e = 0; e < s.packed->sets * parts_; ++e) lay_out(s, row, e);
         }
     }
 
   private:
-    static constexpr int kEntry = UNITS * kLanes * P::kInputs;  // weights of one row block and kLanes kernels
+    using Source = typename E::Numbers::Source;
+    static constexpr int kGroup = std::max(1, 64 / static_cast<int>(E::kWeights * sizeof(Source)));  // entries at once
+
+    void lay_out(const LayerSpec& s, int row, int e) {
+        const PackedWeight& p = *s.packed;
+        const int64_t index = int64_t{row} * p.sets + e / parts_, entry = int64_t{row} * entries_ + e;
+        const int first = p.owner[index] * p.v + e % parts_ * E::kKernels;
+        if (p.owner[index] < 0 || first >= s.kernels) return;  // nobody's weights: zero, to the spare block
+        target_[entry] = first;
+        const auto* from = static_cast<const Source*>(p.weights) + (index * p.v + e % parts_ * E::kKernels) * p.u;
+        for (int w = 0; w < E::kKernels * p.u; ++w) {
+            weight_[entry * E::kWeights + E::place(w / p.u, w % p.u)] = from[w];
+        }
+    }
 
     CS_TIER void accumulate(const int32_t* x, const int32_t* active, int count, int32_t* sums) const override {
         std::memcpy(sums, this->bias(), sizeof(int32_t) * this->padded());
         for (int n = 0; n < count; ++n) {
             const int row = active ? active[n] : n;
             const int ahead = n + kPrefetch < count ? (active ? active[n + kPrefetch] : n + kPrefetch) : row;
-            multiply_route_sum(x + row * UNITS, row, ahead, sums);
+            multiply_route_sum(E::broadcast(x + row * E::kUnits), row, ahead, sums);
         }
     }
 
-    CS_TIER void multiply_route_sum(const int32_t* x, int row, int ahead, int32_t* sums) const {
-        const auto* weight = weight_.data() + int64_t{row} * entries_ * kEntry;
-        const auto* next = weight_.data() + int64_t{ahead} * entries_ * kEntry;
-        const int32_t* target = target_.data() + int64_t{row} * entries_;
-        typename P::Vector input[UNITS];
-        CS_UNROLL for (int u = 0; u < UNITS; ++u) input[u] = P::broadcast(x + u);
-        for (int t = 0; t < entries_; ++t, weight += kEntry, next += kEntry) {
-            CS_UNROLL for (size_t line = 0; line < kEntry * sizeof(*next); line += 64) {
+    CS_TIER void multiply_route_sum(const typename E::Input& input, int row, int ahead, int32_t* sums) const {
+        const int entries = entries_;
+        const Source* weight = weight_.data() + int64_t{row} * entries * E::kWeights;
+        const Source* next = weight_.data() + int64_t{ahead} * entries * E::kWeights;
+        const int32_t* target = target_.data() + int64_t{row} * entries;
+        for (int t = 0; t < entries; t += kGroup, weight += kGroup * E::kWeights, next += kGroup * E::kWeights) {
+            CS_UNROLL for (size_t line = 0; line < kGroup * E::kWeights * sizeof(Source); line += 64) {
                 _mm_prefetch(reinterpret_cast<const char*>(next) + line, _MM_HINT_T0);
             }
-            auto sum = P::load(sums + target[t]);
-            CS_UNROLL for (int u = 0; u < UNITS; ++u) {
-                sum = P::multiply_add(sum, input[u], P::load_weight(weight + u * kLanes * P::kInputs));
+            CS_UNROLL for (int i = 0; i < kGroup; ++i) {
+                E::multiply_sum(weight + i * E::kWeights, input, sums + target[t + i]);
             }
-            P::store(sums + target[t], sum);
         }
     }
 
-    int entries_;                               // per row block
-    AlignedVector<typename P::Source> weight_;  // [row_blocks, entries, UNITS, kLanes, kInputs]
-    std::vector<int32_t> target_;               // [row_blocks, entries]: first of kLanes sums
+    int parts_;                     // entries of a row block and set
+    int entries_;                   // of a row block, to whole groups
+    AlignedVector<Source> weight_;  // [row_blocks, entries, kWeights]
+    std::vector<int32_t> target_;   // [row_blocks, entries]: first of kKernels sums
 };
 
-// A packed matrix of single weights, by rows.
-template <class P>
+// A packed matrix of single weights, by rows. Target: of an index of a sum. Four or two are read at once: loads are
+// what a product takes most of.
+template <class P, class Target>
 class LinearSingles final : public Linear<P> {
   public:
     LinearSingles(const LayerSpec& s, bool select)
         : Linear<P>(s, select, 1, s.packed->row_blocks),
           entries_(static_cast<int>(round_up(s.packed->sets, kLanes))),
           weight_(int64_t{s.packed->row_blocks} * entries_),
-          target_(int64_t{s.packed->row_blocks} * entries_, this->padded()) {
+          target_(int64_t{s.packed->row_blocks} * entries_, static_cast<Target>(this->padded())) {
         const PackedWeight& p = *s.packed;
         const auto* from = static_cast<const typename P::Source*>(p.weights);
         for (int64_t i = 0; i < int64_t{p.row_blocks} * p.sets; ++i) {
             if (p.owner[i] < 0) continue;  // nobody's weights: zero, to the spare block
             const int64_t entry = i / p.sets * entries_ + i % p.sets;
             weight_[entry] = from[i];
-            target_[entry] = p.owner[i];
+            target_[entry] = static_cast<Target>(p.owner[i]);
         }
     }
 
@@ -298,21 +237,38 @@ class LinearSingles final : public Linear<P> {
         auto* sum = reinterpret_cast<Sum*>(sums);
         for (int n = 0; n < count; ++n) {
             const int64_t row = active ? active[n] : n;
-            const auto input = P::broadcast(x + row);
-            const auto* weight = weight_.data() + row * entries_;
-            const int32_t* target = target_.data() + row * entries_;
-            for (int t = 0; t < entries_; t += kLanes) {
-                Sum product[kLanes];
-                P::store(product, P::multiply_add(typename P::Vector{}, input, P::load_weight(weight + t)));
-                CS_UNROLL for (int i = 0; i < kLanes; ++i) sum[target[t + i]] += product[i];
+            multiply_route_sum(P::broadcast(x + row), row, sum);
+        }
+    }
+
+    CS_TIER void multiply_route_sum(typename P::Vector input, int64_t row, Sum* sum) const {
+        constexpr int kAtOnce = sizeof(uint64_t) / sizeof(Target);
+        const int entries = entries_;
+        const auto* weight = weight_.data() + row * entries;
+        const Target* target = target_.data() + row * entries;
+        for (int t = 0; t < entries; t += kLanes) {
+            Sum product[kLanes];
+            P::store(product, P::multiply_add(typename P::Vector{}, input, P::load_weight(weight + t)));
+            CS_UNROLL for (int i = 0; i < kLanes; i += kAtOnce) {
+                uint64_t targets;
+                std::memcpy(&targets, target + t + i, sizeof targets);
+                CS_UNROLL for (int k = 0; k < kAtOnce; ++k) {
+                    sum[static_cast<Target>(targets >> 8 * sizeof(Target) * k)] += product[i + k];
+                }
             }
         }
     }
 
     int entries_;                               // per row, to whole vectors
     AlignedVector<typename P::Source> weight_;  // [rows, entries]
-    std::vector<int32_t> target_;               // likewise: the sum that each belongs to
+    std::vector<Target> target_;                // likewise: the sum that each belongs to
 };
+
+template <class P>
+std::unique_ptr<Step> make_singles(const LayerSpec& s, bool select) {
+    if (s.kernels <= 65536 - 2 * kLanes) return std::make_unique<LinearSingles<P, uint16_t>>(s, select);
+    return std::make_unique<LinearSingles<P, uint32_t>>(s, select);
+}
 
 std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
     if (!is_linear(s)) return nullptr;
@@ -320,20 +276,27 @@ std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
     return kIsExact || requantizes_exactly(s) ? std::make_unique<LinearDense<Pairs>>(s, select) : nullptr;
 }
 
+// Packed rows whose kernels fill one vector, or two.
+template <class One, class Two>
+std::unique_ptr<Step> make_packed_rows(const LayerSpec& s, bool select) {
+    if (s.packed->v % (2 * kLanes) == 0) return std::make_unique<LinearPacked<Two>>(s, select);
+    return s.packed->v % kLanes == 0 ? std::make_unique<LinearPacked<One>>(s, select) : nullptr;
+}
+
 std::unique_ptr<Step> make_linear_packed(const LayerSpec& s, bool select) {
     if (!is_linear(s) || !s.packed) return nullptr;
     const int u = s.packed->u;
-    const bool is_single = u == 1 && s.packed->v == 1;
-    if (!is_single && s.packed->v % kLanes) return nullptr;
-    if (s.input.dtype == DType::f32) {
-        if (is_single) return std::make_unique<LinearSingles<Floats>>(s, select);
-        if (u == 1) return std::make_unique<LinearPacked<Floats, 1>>(s, select);
-        return u == 4 ? std::make_unique<LinearPacked<Floats, 4>>(s, select) : nullptr;
+    const bool is_float = s.input.dtype == DType::f32, is_single = u == 1 && s.packed->v == 1;
+    if (u != 1 && u != 4) return nullptr;
+    if (!is_float && !kIsExact && !requantizes_exactly(s)) return nullptr;
+    if (is_float) {
+        if (is_single) return make_singles<Floats>(s, select);
+        if (u == 1) return make_packed_rows<Entry<Floats, 1, 1>, Entry<Floats, 1, 2>>(s, select);
+        return make_packed_rows<Entry<Floats, 4, 1>, Entry<Floats, 4, 2>>(s, select);
     }
-    if (!kIsExact && !requantizes_exactly(s)) return nullptr;
-    if (is_single) return std::make_unique<LinearSingles<Ones>>(s, select);
-    if (u == 1) return std::make_unique<LinearPacked<Ones, 1>>(s, select);
-    return u == 4 ? std::make_unique<LinearPacked<Pairs, 2>>(s, select) : nullptr;
+    if (is_single) return make_singles<Ones>(s, select);
+    if (u == 1) return make_packed_rows<Entry<Ones, 1, 1>, TwinEntry>(s, select);
+    return make_packed_rows<Entry<Pairs, 2, 1>, Entry<Pairs, 2, 2>>(s, select);
 }
 
 }  // namespace

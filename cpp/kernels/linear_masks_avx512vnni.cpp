@@ -14,6 +14,7 @@
 #include "avx512vnni.h"
 #include "avx512vnni_math.h"
 #include "dot_layout.h"
+#include "set_layout.h"
 
 namespace cs::avx512vnni {
 namespace {
@@ -122,18 +123,12 @@ class LinearMasks final : public Step {
         : input_(s.input),
           output_(s.output),
           kernels_(s.kernels),
-          groups_((s.packed->sets + kGroup - 1) / kGroup),
-          row_bytes_(int64_t{groups_} * kEntry),
           passes_((s.packed->slots + kMaxSlots - 1) / kMaxSlots),
           slots_((s.packed->slots + passes_ - 1) / passes_),
           sum_group_(sum_group_of(slots_, std::make_integer_sequence<int, kMaxSlots>())),
-          entries_(row_bytes_ * s.rows + 2 * kEntry),
-          place_(round_up(kernels_, 16), static_cast<int32_t>(sums_size())),
+          sets_(set_layout(s, kGroup, passes_ * slots_, int64_t{groups_of_sets(s, kGroup)} * kEntry)),
           bias_(padded_bias(s)),
-          scale_(padded_scale(s)) {
-        lay_out(*s.packed, s.rows);
-        find_places(*s.packed, s.rows);
-    }
+          scale_(padded_scale(s)) {}
 
     size_t scratch_bytes() const override {
         return rows_offset() + (sizeof(int32_t) + 1) * (round_up(input_.size(), 4) + kAlignment);
@@ -146,80 +141,35 @@ class LinearMasks final : public Step {
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* x = sample<uint8_t>(call.inputs[0], input_, n);
             const ActiveRows active{row, value, select(x, static_cast<int>(input_.size()), row, value) / 4};
-            for (int g = 0; g < groups_; ++g) {
+            for (int g = 0; g < sets_.groups; ++g) {
                 for (int p = 0; p < passes_; ++p) {
                     int32_t* to = sums + (int64_t{g} * passes_ + p) * slots_ * kGroup;
-                    sum_group_(entries_.data() + g * kEntry, row_bytes_, active, p * slots_, to);
+                    sum_group_(sets_.entry.data() + g * kEntry, sets_.row_bytes, active, p * slots_, to);
                 }
             }
-            sums[sums_size()] = 0;  // the place of kernels that no set has
-            for (const Extra& extra : extras_) sums[extra.to] += sums[extra.from];
+            sums[sets_.sums()] = 0;  // the place of kernels that no set has
+            for (const SetLayout::Extra& extra : sets_.extras) sums[sets_.place[extra.kernel]] += sums[extra.place];
             const float* scale = scale_.empty() ? nullptr : scale_.data();
-            write_out(sums, place_.data(), bias_.data(), scale, kernels_, output_.dtype,
+            write_out(sums, sets_.place.data(), bias_.data(), scale, kernels_, output_.dtype,
                       sample<std::byte>(call.output, output_, n));
         }
     }
 
   private:
-    // A kernel that is a member of several sets has its sums in several places.
-    struct Extra {
-        int32_t to, from;
-    };
-
-    int64_t sums_size() const { return int64_t{groups_} * passes_ * slots_ * kGroup; }
-    size_t rows_offset() const { return round_up(sizeof(int32_t) * (sums_size() + 16), kAlignment); }
-
-    int32_t place_of(int set, int slot) const {
-        return static_cast<int32_t>((int64_t{set / kGroup} * passes_ * slots_ + slot) * kGroup + set % kGroup);
-    }
-
-    void lay_out(const PackedWeight& p, int rows) {
-        constexpr int8_t kNobody = -1;  // 255, no slot
-        const auto* weight = static_cast<const int8_t*>(p.weights);
-        for (int row = 0; row < rows; ++row) {
-            for (int t = 0; t < groups_ * kGroup; ++t) {
-                int8_t* entry = entries_.data() + row * row_bytes_ + t / kGroup * kEntry + t % kGroup;
-                const int64_t index = int64_t{row} * p.sets + t;
-                const bool owned = t < p.sets && p.slot[index] >= 0;
-                entry[0] = owned ? weight[index] : int8_t{0};
-                entry[kGroup] = owned ? static_cast<int8_t>(p.slot[index]) : kNobody;
-            }
-        }
-    }
-
-    void find_places(const PackedWeight& p, int rows) {
-        const auto nowhere = static_cast<int32_t>(sums_size());
-        std::vector<char> seen(sums_size());
-        for (int64_t i = 0; i < int64_t{rows} * p.sets; ++i) {
-            if (p.slot[i] < 0) continue;
-            const int32_t place = place_of(static_cast<int>(i % p.sets), p.slot[i]);
-            if (std::exchange(seen[place], 1)) continue;
-            int32_t& first = place_[p.owner[i]];
-            if (first == nowhere) {
-                first = place;
-            } else {
-                extras_.push_back({first, place});
-            }
-        }
-    }
+    size_t rows_offset() const { return round_up(sizeof(int32_t) * (sets_.sums() + 16), kAlignment); }
 
     Tensor input_, output_;
-    int kernels_, groups_;
-    int64_t row_bytes_;
-    int passes_, slots_;
+    int kernels_, passes_, slots_;
     SumGroup sum_group_;
-    AlignedVector<int8_t> entries_;
-    std::vector<int32_t> place_;
+    SetLayout sets_;
     AlignedVector<int32_t> bias_;
     AlignedVector<float> scale_;
-    std::vector<Extra> extras_;
 };
 
 }  // namespace
 
 std::unique_ptr<Step> linear_masks(const LayerSpec& s) {
-    const bool fits = is_linear(s) && s.packed && s.packed->u == 1 && s.packed->v == 1 && s.packed->sets > 0;
-    if (!fits || s.input.dtype != DType::u8 || !requantizes_exactly(s)) return nullptr;
+    if (!has_single_weights(s) || s.input.dtype != DType::u8 || !requantizes_exactly(s)) return nullptr;
     return std::make_unique<LinearMasks>(s);
 }
 

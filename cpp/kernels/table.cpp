@@ -41,6 +41,7 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
                {"linear_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_dense_select},
                {"linear_packed_lanes8", Tier::avx2, Mode::sparse_dense, avx2::linear_sparse_dense},
                {"linear_packed_lanes8_select", Tier::avx2, Mode::sparse_sparse, avx2::linear_sparse_sparse},
+               {"linear_packed_masks8", Tier::avx2, Mode::sparse_sparse, avx2::linear_masks},
                {"conv_lanes16", Tier::avx512, Mode::dense, avx512::conv_dense},
                {"conv_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::conv_sparse_dense},
                {"conv_packed_positions16", Tier::avx512, Mode::sparse_dense, avx512::conv_positions},
@@ -50,6 +51,7 @@ const std::vector<Kernel<LayerSpec>>& kernels() {
                {"linear_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::linear_dense_select},
                {"linear_packed_lanes16", Tier::avx512, Mode::sparse_dense, avx512::linear_sparse_dense},
                {"linear_packed_lanes16_select", Tier::avx512, Mode::sparse_sparse, avx512::linear_sparse_sparse},
+               {"linear_packed_masks16", Tier::avx512, Mode::sparse_sparse, avx512::linear_masks},
                {"conv_dot", Tier::avx512vnni, Mode::dense, avx512vnni::conv_dense},
                {"conv_packed_dot", Tier::avx512vnni, Mode::sparse_dense, avx512vnni::conv_sparse_dense},
                {"depthwise_dot", Tier::avx512vnni, Mode::dense, avx512vnni::depthwise},
@@ -119,7 +121,8 @@ template <>
 const std::vector<Kernel<ConcatSpec>>& kernels() {
     static const std::vector<Kernel<ConcatSpec>> table = {
         {"concat", Tier::scalar, Mode::none, scalar::concat},
-        CS_X86({"concat_vector", Tier::avx512, Mode::none, avx512::concat})};
+        CS_X86({"concat_vector", Tier::avx2, Mode::none, avx2::concat},
+               {"concat_vector", Tier::avx512, Mode::none, avx512::concat})};
     return table;
 }
 
@@ -148,7 +151,8 @@ const std::vector<Kernel<SoftmaxSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<GeluSpec>>& kernels() {
-    static const std::vector<Kernel<GeluSpec>> table = {{"gelu", Tier::scalar, Mode::none, scalar::gelu}};
+    static const std::vector<Kernel<GeluSpec>> table = {{"gelu", Tier::scalar, Mode::none, scalar::gelu},
+                                                        CS_X86({"gelu_vector", Tier::avx2, Mode::none, avx2::gelu})};
     return table;
 }
 
@@ -162,13 +166,16 @@ const std::vector<Kernel<LayerNormSpec>>& kernels() {
 template <>
 const std::vector<Kernel<LocalResponseNormSpec>>& kernels() {
     static const std::vector<Kernel<LocalResponseNormSpec>> table = {
-        {"local_response_norm", Tier::scalar, Mode::none, scalar::local_response_norm}};
+        {"local_response_norm", Tier::scalar, Mode::none, scalar::local_response_norm},
+        CS_X86({"local_response_norm_vector", Tier::avx2, Mode::none, avx2::local_response_norm})};
     return table;
 }
 
 template <>
 const std::vector<Kernel<MatMulSpec>>& kernels() {
-    static const std::vector<Kernel<MatMulSpec>> table = {{"matmul", Tier::scalar, Mode::none, scalar::matmul}};
+    static const std::vector<Kernel<MatMulSpec>> table = {
+        {"matmul", Tier::scalar, Mode::none, scalar::matmul},
+        CS_X86({"matmul_vector", Tier::avx2, Mode::none, avx2::matmul})};
     return table;
 }
 
