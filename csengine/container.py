@@ -170,13 +170,13 @@ def _serialize(tensors: Mapping[str, Array], document: str) -> bytes:
 def load(path: str | os.PathLike[str]) -> Model:
     """Read and check a packed file.
 
-    Raises FileNotFoundError, or ModelFormatError for anything in the file that is damaged or not understood.
+    Raises FileNotFoundError, PermissionError, or ModelFormatError for anything in the file that is damaged or not
+    understood.
     """
     if sys.byteorder != "little":
         raise ModelFormatError("packed files are little-endian; this machine is not")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such model file: {path}")
+    _require_readable(path)
     try:
         with safe_open(path, framework="numpy") as file:
             document = _read_document(file.metadata())
@@ -186,14 +186,36 @@ def load(path: str | os.PathLike[str]) -> Model:
     except RecursionError as error:
         raise ModelFormatError(f"{path}: has JSON that is nested too deeply") from error
     except (SafetensorError, OSError) as error:
-        raise ModelFormatError(f"{path}: not a readable safetensors file ({error!s:.200})") from error
+        raise ModelFormatError(f"{path}: not a readable safetensors file ({error!s:.200}); {_remedy(path)}") from error
+
+
+def _require_readable(path: Path) -> None:
+    """Raise what says more than the safetensors package does of a file that cannot be opened."""
+    if path.is_dir():
+        raise FileNotFoundError(f"no such model file: {path} is a directory; expected a packed file in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such model file: {path}; expected the path of a packed file")
+    with path.open("rb"):  # a PermissionError names the file
+        pass
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a file that is no safetensors file, by its name."""
+    if path.suffix == ".onnx":
+        return f"turn an ONNX model into a packed file first: csengine convert {path} -o model.safetensors --float"
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return "turn a PyTorch module into a packed file first: csengine.importers.torch.load, csengine.convert.convert"
+    return "expected a packed file that csengine wrote; if this is one, it is cut off or damaged: copy or make it again"
 
 
 def _read_document(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """The JSON of the metadata key, with its version checked."""
     text = (metadata or {}).get(_METADATA_KEY)
     if text is None:
-        raise ModelFormatError("is safetensors but holds no csengine model (no metadata key 'csengine')")
+        raise ModelFormatError(
+            "is safetensors but holds no csengine model (no metadata key 'csengine'); import the network "
+            "that its weights belong to (csengine convert, or csengine.importers.torch.load)"
+        )
     if len(text) > _MAX_JSON_BYTES:
         raise ModelFormatError(f"has {len(text)} bytes of JSON; expected at most {_MAX_JSON_BYTES}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -147,8 +148,9 @@ class Engine:
         None takes all. emulate: run the hardware's RTL behind XRT in processes of its own; the first time for a shape
         this builds it, which takes a minute or two.
 
-        Raises FileNotFoundError, ModelFormatError (a damaged file), BackendUnavailableError (what was asked for is not
-        here), DeviceError (an FPGA fails, or its hardware is for another shape), ValueError (an argument out of range).
+        Raises FileNotFoundError, PermissionError, ModelFormatError (a damaged file), BackendUnavailableError (what was
+        asked for is not here), DeviceError (an FPGA fails, or its hardware is for another shape), ValueError (an
+        argument out of range).
         """
         return cls(
             container.load(path),
@@ -208,6 +210,12 @@ class Engine:
         seconds = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
         return Profile(len(batch), self._layer_profiles(batch, seconds))
 
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "an Engine holds code compiled for this process and can be neither copied nor pickled; share it between "
+            "threads, and in every process load the file, or make Engine(model) of its `model`, which can be pickled"
+        )
+
     def _layer_profiles(self, batch: Array, seconds: Mapping[str, float]) -> tuple[LayerProfile, ...]:
         graph, choices = self.model.graph, self._program.choices()
         rows = {row.name: row for row in self.plan()}
@@ -227,7 +235,13 @@ class Engine:
 
     def _to_batch(self, x: ArrayLike) -> tuple[Array, bool]:
         """A contiguous NHWC batch of a type that programs take, and whether x was one sample."""
-        array = np.asarray(x)
+        try:
+            array = np.asarray(x)
+        except (TypeError, ValueError, RuntimeError) as error:  # lists of unequal lengths, tensors with gradients
+            raise ShapeError(
+                f"input is a {type(x).__name__} that NumPy cannot take ({error}); expected an array, or what "
+                "np.asarray makes one of (of a PyTorch tensor x: x.detach().cpu().float())"
+            ) from error
         if array.dtype is not _FLOAT32 and array.dtype != self._own_type:
             array = self._to_float(array)
         shape = array.shape
@@ -260,23 +274,28 @@ def _shown(shape: tuple[object, ...]) -> str:
 
 def _resolve_backend(backend: str) -> str:
     """The backend asked for by argument, else by environment, else "auto"."""
-    chosen = backend if backend != "auto" else os.environ.get("CSENGINE_BACKEND", "auto")
+    chosen, source = backend, "backend"
+    if backend == "auto":
+        chosen, source = os.environ.get("CSENGINE_BACKEND") or "auto", "CSENGINE_BACKEND: backend"
     if chosen not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is {chosen!r}; expected auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"{source} is {chosen!r}; expected auto, {', '.join(BACKENDS)}")
     return chosen
 
 
 def _resolve_threads(threads: int | None) -> int:
-    text = os.environ.get("CSENGINE_NUM_THREADS")
-    if threads is None and text is None:
+    """The number asked for by argument, else by environment, else as many as there are cores."""
+    given: object = threads
+    source = "threads"
+    if threads is None:
+        given, source = os.environ.get("CSENGINE_NUM_THREADS") or None, "CSENGINE_NUM_THREADS"
+    if given is None:
         return default_threads()
-    source = "CSENGINE_NUM_THREADS" if threads is None else "threads"
     try:
-        count = int(text) if threads is None and text is not None else threads
-    except ValueError:
-        count = None
-    if not isinstance(count, int) or not 1 <= count <= 1024:
-        raise ValueError(f"{source} is {text if threads is None else threads!r}; expected 1 to 1024")
+        count = int(given) if isinstance(given, str) and threads is None else operator.index(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        count = 0
+    if not 1 <= count <= 1024:
+        raise ValueError(f"{source} is {given!r}; expected a whole number from 1 to 1024")
     return count
 
 
@@ -288,7 +307,7 @@ def _resolve_mode(mode: str) -> Mode:
 
 
 def _resolve_planner() -> str:
-    planner = os.environ.get("CSENGINE_PLANNER", "measure")
+    planner = os.environ.get("CSENGINE_PLANNER") or "measure"
     if planner not in ("measure", "model"):
         raise ValueError(f"CSENGINE_PLANNER is {planner!r}; expected measure or model")
     return planner

@@ -37,6 +37,25 @@ class PlanCache:
         keys = self._keys(graph)
         return {layer: known[key] for layer, key in keys.items() if key in known}
 
+    def require_own(self) -> None:
+        """Raise ValueError where something else than a plan cache has this path: it would be replaced.
+
+        A file that was cut off passes, and is written anew.
+        """
+        if self.path.exists() and not (self.path.is_file() and self._is_own()):
+            raise ValueError(
+                f"plan cache {self.path} is no plan cache; expected a JSON file that csengine wrote, or a new name, "
+                "so that nothing is overwritten"
+            )
+
+    def _is_own(self) -> bool:
+        content = self.path.read_bytes()
+        try:
+            found = json.loads(content)
+        except ValueError:
+            return content[:1] in (b"", b"{")
+        return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+
     def add(self, graph: Graph, kernels: Mapping[str, str]) -> None:
         """Keep the kernels of these layers; the file is replaced as a whole. Raises OSError."""
         keys = self._keys(graph)

@@ -47,6 +47,20 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert "nothing differs" in printed
 
 
+def test_the_program_of_the_readme(tmp_path: Path) -> None:
+    (program,) = [text for kind, text in _BLOCK.findall((ROOT / "README.md").read_text()) if kind == "python"]
+    printed = run([sys.executable, "-c", program], tmp_path).splitlines()
+    assert printed[0].startswith("(8, 12) ")
+    assert printed[1].startswith("input ")
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/README.md")]
+    links = [(file, link) for file in documents for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", file.read_text())]
+    assert len(links) > 20
+    assert [(file.name, link) for file, link in links if not (file.parent / link).exists()] == []
+
+
 def test_the_study_of_digits_runs(tmp_path: Path) -> None:
     for needed in ("torch", "sklearn", "matplotlib"):
         pytest.importorskip(needed)

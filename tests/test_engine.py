@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +152,9 @@ def test_backends_by_argument_and_environment(path: Path, monkeypatch: pytest.Mo
     assert Engine.load(path).backend == "reference"
     assert Engine.load(path, backend="cpp").backend == "cpp"
     monkeypatch.setenv("CSENGINE_BACKEND", "gpu")
-    with pytest.raises(ValueError, match="backend is 'gpu'; expected auto, cpp, numba, reference, fpga"):
+    with pytest.raises(
+        ValueError, match="CSENGINE_BACKEND: backend is 'gpu'; expected auto, cpp, numba, reference, fpga"
+    ):
         Engine.load(path)
 
 
@@ -177,7 +181,8 @@ def test_threads_by_argument_and_environment(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CSENGINE_NUM_THREADS", "3")
     assert Engine.load(path).threads == 3
     assert Engine.load(path, threads=1).threads == 1
-    for bad in ("0", "many"):
+    assert Engine.load(path, threads=np.int64(1)).threads == 1  # type: ignore[arg-type]
+    for bad in ("0", "many", "2.5"):
         monkeypatch.setenv("CSENGINE_NUM_THREADS", bad)
         with pytest.raises(ValueError, match="CSENGINE_NUM_THREADS"):
             Engine.load(path)
@@ -193,9 +198,25 @@ def test_an_unknown_mode_is_refused(path: Path) -> None:
 def test_a_missing_and_a_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such model file"):
         Engine.load(tmp_path / "none.safetensors")
-    (tmp_path / "bad.safetensors").write_bytes(b"not a model")
-    with pytest.raises(ModelFormatError, match="not a readable safetensors file"):
-        Engine.load(tmp_path / "bad.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a directory; expected a packed file"):
+        Engine.load(tmp_path)
+    for name, remedy in (
+        ("bad.safetensors", "it is cut off or damaged"),
+        ("model.onnx", "csengine convert .*model.onnx"),
+        ("state.pt", "importers.torch.load"),
+    ):
+        (tmp_path / name).write_bytes(b"not a model")
+        with pytest.raises(ModelFormatError, match=f"not a readable safetensors file.*{remedy}"):
+            Engine.load(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read whatever it likes
+    with pytest.raises(PermissionError, match=r"small\.safetensors"):
+        Engine.load(path)
 
 
 def test_plan_counts_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +299,53 @@ def test_plans_are_cached(path: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row.kernel for row in second] == [row.kernel for row in first]
     assert not any(row.measured for row in second)  # nothing was measured again
     assert any(row.measured for row in Engine.load(path, backend="cpp", mode="dense", plan_cache=file).plan())
-    for damage in ("", "[1]", "{"):
+    for damage in ("", "{", '{"a":'):
         file.write_text(damage)
         monkeypatch.setenv("CSENGINE_PLAN_CACHE", str(file))
         assert [row.operation for row in Engine.load(path, backend="cpp").plan()] == [row.operation for row in first]
         assert len(json.loads(file.read_text())) == 2
+
+
+def test_a_plan_cache_overwrites_nothing_else(path: Path, tmp_path: Path) -> None:
+    content = path.read_bytes()
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"depth": 3}')
+    for taken in (path, tmp_path, settings):
+        with pytest.raises(ValueError, match="is no plan cache; expected"):
+            Engine.load(path, backend="cpp", plan_cache=taken)
+    assert path.read_bytes() == content
+    assert settings.read_text() == '{"depth": 3}'
+    assert sorted(tmp_path.iterdir()) == sorted((path, settings))
+
+
+def test_an_empty_variable_counts_as_not_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Engine.load(path)
+    for name in ("BACKEND", "ISA", "NUM_THREADS", "PLANNER", "PLAN_CACHE"):
+        monkeypatch.setenv(f"CSENGINE_{name}", "")
+    engine = Engine.load(path)
+    assert (engine.backend, engine.threads) == (expected.backend, expected.threads)
+
+
+def test_what_is_no_array_is_explained(engine: Engine) -> None:
+    class Tensor:
+        def __array__(self, dtype: object = None, copy: object = None) -> None:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+    for x, reason in (([[1.0, 2.0], [3.0]], "inhomogeneous"), (Tensor(), "requires grad")):
+        with pytest.raises(ShapeError, match=rf"NumPy cannot take .*{reason}.*; expected an array"):
+            engine.run(x)  # type: ignore[arg-type]
+
+
+def test_an_engine_says_why_it_cannot_be_pickled_and_its_model_can(engine: Engine) -> None:
+    for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="share it between threads, and in every process load the file"):
+            duplicate(engine)
+    other = Engine(pickle.loads(pickle.dumps(engine.model)))
+    x = np.random.default_rng(1).random((3, 2, 8, 8), np.float32)
+    np.testing.assert_array_equal(other.run(x), engine.run(x))
+
+
+def test_a_variable_that_says_neither_yes_nor_no(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSENGINE_FPGA_EMULATE", "false")
+    with pytest.raises(ValueError, match="CSENGINE_FPGA_EMULATE is 'false'; expected 0 or 1"):
+        Engine.load(path, backend="fpga")

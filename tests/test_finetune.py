@@ -87,3 +87,11 @@ def test_distillation_is_between_imitation_and_truth() -> None:
     assert torch.allclose(half, (truth + imitation) / 2)
     half.backward()
     assert logits.grad is not None
+
+
+@pytest.mark.parametrize("sparsity", [90, 1.0, -0.1, float("nan")])
+def test_a_sparsity_out_of_range_is_refused(sparsity: float) -> None:
+    with pytest.raises(ValueError, match="expected at least 0 and below 1"):
+        prune(nn.Sequential(nn.Linear(8, 8)), sparsity, keep=())
+    with pytest.raises(ValueError, match="expected at least 0 and below 1"):
+        prune(nn.Sequential(nn.Linear(8, 8)), 0.5, layers={"0": sparsity})

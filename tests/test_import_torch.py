@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from csengine import Engine, ModelFormatError, UnsupportedModelError, reference  # noqa: E402
+from csengine.container import Model  # noqa: E402
 from csengine.convert import convert, pack_graph  # noqa: E402
 from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
 from csengine.quantization import relative_error  # noqa: E402
-from csengine.torch import KWinners, attach_mask, random_mask  # noqa: E402
+from csengine.torch import KWinners, attach_mask, mask_of, prune, random_mask  # noqa: E402
+from csengine.torch.layers import masked_weight_of  # noqa: E402
 
 
 def settle(module: Any, *shape: int) -> Any:
@@ -161,17 +165,62 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
     [
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding mode 'reflect'"),
         (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
-        (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2"),
+        (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2 of an image of 9 x 9 .*; choose sizes that divide"),
+        (nn.MaxPool2d(2, return_indices=True), "return_indices"),
+        (nn.GroupNorm(1, 3), r"0 \(GroupNorm\): has no counterpart; train with BatchNorm2d"),
+        (nn.Sigmoid(), r"0 \(Sigmoid\): has no counterpart; if it is last, leave it out"),
+        (nn.ConvTranspose2d(3, 4, 2), r"0 \(ConvTranspose2d\): .*upsampling are not supported; import the parts"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
         (nn.Softmax(2), "softmax"),
         (nn.SiLU(), r"0 \(SiLU\): has no counterpart"),
-        (nn.Conv1d(3, 4, 3), "Conv1d"),
-        (nn.LSTM(9, 4), "LSTM"),
+        (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): .*; write it as Conv2d"),
+        (nn.LSTM(9, 4), r"0 \(LSTM\): .*; networks with memory"),
     ],
 )
 def test_what_cannot_be_exported_says_why(layer: nn.Module, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         load(nn.Sequential(layer).eval(), (3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AdaptiveAvgPool2d((2, 3)), nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d(2), nn.AdaptiveAvgPool2d(6)],
+    ids=str,
+)
+def test_adaptive_pooling_whose_windows_are_alike(pool: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 5, 3), pool).eval()
+    assert_same(module, load(module, (2, 8, 8)), 2, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [3, (), (3, 0, 9), (3.0, 9, 9), "abc"])
+def test_a_shape_that_is_none_is_explained(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected the shape of one sample, such as \(3, 224, 224\)"):
+        load(nn.Conv2d(3, 4, 3), shape)
+
+
+def test_what_is_no_module_is_explained() -> None:
+    with pytest.raises(TypeError, match="module is a dict; expected"):
+        load({}, (3,))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch advises against tracing
+        traced = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(UnsupportedModelError, match="is a ScriptModule; give"):
+        load(traced, (3,))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler when it is imported
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, nn.Module.double, nn.Module.half, nn.Module.bfloat16])
+def test_wrapped_and_cast_modules_keep_their_masks(wrap: Any) -> None:
+    module = pruned_network(0.8)
+    wrapped = wrap(copy.deepcopy(module))
+    graph = load(wrapped, [2, 6, 6])  # type: ignore[arg-type]
+    packings = [node.packing for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
+    assert [packing is not None for packing in packings] == [True, True, False]
+    x = torch.randn(4, 2, 6, 6)
+    expected = module(x).detach().numpy()
+    tolerance = 0.05 if wrap is nn.Module.bfloat16 else 0.01
+    assert np.abs(Engine(Model(graph)).run(x) - expected).max() < tolerance * np.abs(expected).max()
+    assert {item.dtype for item in wrapped.parameters()} == {item.dtype for item in wrap(module).parameters()}
 
 
 def test_all_unknown_layers_are_listed() -> None:
@@ -365,6 +414,39 @@ def test_checkpoints_of_the_literature_are_read_by_key_names(tmp_path: Path) -> 
     assert_same(trained, graph, 1, 6, 6)
     factors = [node.factor for node in graph.nodes if isinstance(node, KWTA)]
     assert all(factor is not None and np.ptp(factor) > 0 for factor in factors)
+
+
+def pruned_network(sparsity: float) -> nn.Sequential:
+    network = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    if sparsity:
+        prune(network, sparsity, block=(4, 16), images={"3": (8, 4, 4)}, keep=("5",))
+    return network.eval()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8])
+def test_the_checkpoint_of_a_pruned_network_brings_its_masks(tmp_path: Path, sparsity: float) -> None:
+    trained = pruned_network(0.8)
+    torch.save({"state_dict": trained.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
+    module = load_checkpoint(pruned_network(sparsity), tmp_path / "checkpoint.pt")
+    for got, wanted in ((module[0], trained[0]), (module[3], trained[3])):
+        mask, original = mask_of(got), mask_of(wanted)
+        assert mask is not None
+        assert original is not None
+        np.testing.assert_array_equal(mask.matrix, original.matrix)
+        np.testing.assert_array_equal(mask.members, original.members)
+        assert mask.block == original.block == (4, 16)
+    assert mask_of(module[5]) is None
+    x = torch.randn(4, 2, 6, 6)
+    assert torch.equal(module(x), trained(x))
+    assert masked_weight_of(module[3]).image == (8, 4, 4)  # type: ignore[union-attr]
+
+
+def test_a_mask_for_a_layer_of_another_shape_is_reported() -> None:
+    other = nn.Sequential(nn.Conv2d(2, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 3))
+    with pytest.raises(UnsupportedModelError, match=r"0\.weight: missing"):
+        load_checkpoint(other, pruned_network(0.8).state_dict())
 
 
 def test_what_a_checkpoint_lacks_is_the_modules_own() -> None:

@@ -291,20 +291,25 @@ if {threads} > 1:
     run_python(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
 
 
-def test_program_for_one_thread_survives_a_fork() -> None:
-    code = """
+@pytest.mark.parametrize("threads", [1, 2])
+def test_programs_survive_a_fork(threads: int) -> None:
+    code = f"""
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # forks of a process with threads, which is the point
+backend._WORTH_THREADS = -1
 graph = small_network()
-single, double = backend.compile(graph, "auto", 1), backend.compile(graph, "auto", 2)
+program, double = backend.compile(graph, "auto", {threads}), backend.compile(graph, "auto", 2)
+check(program, graph)
 check(double, graph)
 child = os.fork()
 if child == 0:
-    check(single, graph)
+    check(program, graph)
+    check(backend.compile(graph, "auto", 2), graph)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
+check(program, graph)
 """
-    run_python(code)
+    run_python(code, NUMBA_NUM_THREADS="2")
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------

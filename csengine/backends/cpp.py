@@ -69,8 +69,8 @@ def compile(
     fastest kernel that uses no more sparsity than `mode`, by measuring. Otherwise take kernels of exactly that mode
     where the layer has it; "auto" then chooses by a cost model, the same everywhere. kernels: names of kernels by
     layer, which are taken unasked; one that cannot run the layer raises ValueError. cache: a file of kernels found by
-    measuring before; what it does not know is measured and added. split_above: seconds of a layer from which on threads
-    share it when there are fewer samples than threads.
+    measuring before; what it does not know is measured and added, and a file of another kind raises ValueError.
+    split_above: seconds of a layer from which on threads share it when there are fewer samples than threads.
     """
     available = [name for name, can_run in tiers().items() if can_run]
     if tier is not None and tier not in available:
@@ -82,6 +82,7 @@ def compile(
     if cache is None or not measure:
         return CppProgram(graph, mode, threads, tier, measure, kernels or {}, split_above)
     plans = PlanCache(cache, _build(), tier, mode)
+    plans.require_own()
     known = plans.find(graph)
     program = CppProgram(graph, mode, threads, tier, measure, {**known, **(kernels or {})}, split_above)
     if missing := set(layers) - set(known) - set(kernels or ()):

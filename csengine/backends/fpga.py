@@ -65,7 +65,7 @@ def compile(
     mode and threads do not change what the pipeline does. Raises BackendUnavailableError, DeviceError,
     UnsupportedModelError (no pipeline can hold the network), FileNotFoundError.
     """
-    emulate = os.environ.get("CSENGINE_FPGA_EMULATE", "0") not in ("", "0") if emulate is None else emulate
+    emulate = _emulates() if emulate is None else emulate
     path = xclbin or os.environ.get("CSENGINE_FPGA_XCLBIN") or None
     names = _device_names(os.environ.get("CSENGINE_FPGA_DEVICE") or None if device is None else device)
     if not emulate and path is None:
@@ -113,6 +113,14 @@ def _plan_in(path: Path, graph: Graph) -> Plan | None:
         return None
     built = Plan.from_json(described["plan"])
     return built if plan.holds(built, graph) else None
+
+
+def _emulates() -> bool:
+    """What the environment says of emulation."""
+    value = os.environ.get("CSENGINE_FPGA_EMULATE") or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"CSENGINE_FPGA_EMULATE is {value!r}; expected 0 or 1")
+    return value == "1"
 
 
 def _device_names(device: DeviceNames) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ to run. Loading pays for the compilation: `compile` runs samples of zeros.
 
 With one thread the kernels are plain loops. With more, those that have enough to do share it through Numba's threading
 layer, over the samples of a batch and the lines, kernels or elements of a sample. One layer (workqueue) aborts the
-process when two threads enter it at once; where Numba has no other, runs take turns.
+process when two threads enter it at once; where Numba has no other, runs take turns. Another (omp) ends a forked
+process that enters it: there, runs have one thread.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import time
@@ -167,12 +169,15 @@ class NumbaProgram:
 
     def _threads_set(self) -> AbstractContextManager[None]:
         """Numba's number of threads, of which each Python thread has its own, is ours inside."""
+        if self._threads > 1 and _lost_its_threads():
+            self._threads = 1
+            self._idle.clear()  # workspaces of several threads
         return nullcontext() if self._threads == 1 else _numba_threads(self._threads)
 
 
 def _start_threads(threads: int) -> int:
     """As many as were asked for, if Numba has them. Raises BackendUnavailableError if it cannot start any."""
-    if threads <= 1:
+    if threads <= 1 or _lost_its_threads():
         return 1
     try:
         get_num_threads()  # starts them
@@ -180,7 +185,16 @@ def _start_threads(threads: int) -> int:
         raise BackendUnavailableError(
             f"Numba cannot run {threads} threads ({error}); unset NUMBA_THREADING_LAYER or use threads=1"
         ) from error
+    _starter.append(os.getpid())
     return min(threads, int(_numba_settings.NUMBA_NUM_THREADS))
+
+
+_starter: list[int] = []  # the first entry is the process that started Numba's threads
+
+
+def _lost_its_threads() -> bool:
+    """Whether this is a fork of the process that started OpenMP's threads: entering them again would end it."""
+    return bool(_starter) and _starter[0] != os.getpid() and threading_layer() == "omp"
 
 
 @contextmanager

@@ -26,6 +26,7 @@ environment:
   CSENGINE_FPGA_EMULATE=1, CSENGINE_FPGA_XCLBIN, CSENGINE_FPGA_DEVICE   defaults of the backend fpga
   CSENGINE_CACHE                                         where builds of emulated hardware are kept
   CSENGINE_PLANNER=model                                 mode auto chooses by a cost model instead of by measuring
+  CSENGINE_PLAN_CACHE                                    a file that keeps what was measured, for the next time
   CSENGINE_DEBUG                                         show where an error arose
 
 exit status: 0 success, 1 compare found a difference, 2 an error, 130 interrupted

@@ -114,7 +114,9 @@ class Builder:
     def input(self, name: str, shape: tuple[int, ...]) -> Value:
         """The network's input: (C, H, W), (H, W, C), (W, C) or (features,), as the layout says."""
         if not 1 <= len(shape) <= 3:
-            raise UnsupportedError(f"the input has {len(shape)} axes after the batch", "give it 1 to 3")
+            raise UnsupportedError(
+                f"the input has {len(shape)} axes after the batch", "give it 1 to 3, those of one sample"
+            )
         places = standard_places(shape)
         if self.layout == "NHWC" and len(shape) == 3:
             places = np.arange(prod(shape), dtype=np.int32).reshape(shape)

@@ -9,13 +9,14 @@ collected: one error lists every such operation with the reason.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import operator
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from csengine import reference
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
 from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
-from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES
+from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES
+from csengine.torch.layers import attach_masks
 
 log = logging.getLogger(__name__)
 _TOLERANCE = 1e-3  # of the imported network, relative to the largest value of the module's result
@@ -36,10 +38,13 @@ def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True)
     """The float32 graph of a module in evaluation mode; masks go along as the packing that layers want.
 
     input_shape: of one sample, (C, H, W), (positions, features) or (features,). check: whether to run both on random
-    samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. A module that goes
+    samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. A module of 16-bit
+    numbers is imported as float32; what `torch.compile` or `nn.DataParallel` wraps is unwrapped. A module that goes
     through ONNX (needs onnx and onnxscript) loses the names of its layers, and of masks all but the zeros. Raises
     UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
     """
+    input_shape = _checked_shape(input_shape)
+    module = _plain(module)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -52,18 +57,42 @@ def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True)
     return graph
 
 
+def _checked_shape(shape: Iterable[int]) -> tuple[int, ...]:
+    try:
+        extents = tuple(operator.index(extent) for extent in shape)
+    except TypeError:
+        extents = ()
+    if not extents or min(extents) < 1:
+        raise ValueError(f"input_shape is {shape!r}; expected the shape of one sample, such as (3, 224, 224)")
+    return extents
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module without wrappers, of numbers that every operation takes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError("the module is a ScriptModule; give the nn.Module that it was made from")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is a {type(module).__name__}; expected an nn.Module (load_checkpoint fills one)")
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        module = module.module
+    is_short = any(item.dtype in (torch.float16, torch.bfloat16) for item in module.parameters())
+    return copy.deepcopy(module).float() if is_short else module
+
+
 def load_checkpoint(module: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
     """Fill a module with a `state_dict`, or the file that holds one, by the names of its keys.
 
-    The checkpoints of the k-winners literature wrap sparse layers (`linear.module.weight`) and keep duty cycles of
-    other shapes; both are understood. They do not hold the number of winners, their scope, strides or padding: those
-    are the module's own, `csengine.torch.KWinners` included. Files are read with `weights_only=True`, so that nothing
-    in them is executed. Raises FileNotFoundError, ModelFormatError (not such a file), UnsupportedModelError (which
-    lists keys that are missing, left over or of another shape).
+    Layers get the masks of `csengine.torch` that the checkpoint holds. The checkpoints of the k-winners literature wrap
+    sparse layers (`linear.module.weight`) and keep duty cycles of other shapes; both are understood. No checkpoint
+    holds the number of winners, their scope, strides or padding: those are the module's own. Files are read with
+    `weights_only=True`, so that nothing in them is executed. Raises FileNotFoundError, ModelFormatError (not such a
+    file), UnsupportedModelError (which lists keys that are missing, left over or of another shape).
     """
     state = _read_checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     state = state.get("state_dict", state)
     given = {_plain_key(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+    attach_masks(module, given)
     wanted = module.state_dict()
     problems = [f"{key}: missing" for key in wanted if key not in given and not key.endswith(_OWN_ATTRIBUTES)]
     left_over = [key for key in given if key not in wanted and given[key].is_floating_point()]
@@ -220,7 +249,8 @@ class _Importer:
 
     def _kind(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return type(self.module.get_submodule(str(node.target))).__name__
+            kind = type(self.module.get_submodule(str(node.target)))
+            return f"{kind.__module__}.{kind.__name__}" if kind.__module__.startswith("torch.ao.") else kind.__name__
         return getattr(node.target, "__name__", str(node.target))
 
     def _call(self, node: fx.Node) -> Any:
@@ -235,7 +265,7 @@ class _Importer:
             operation = next((made for kind, made in MODULES.items() if isinstance(layer, kind)), None)
             if operation is None:
                 known = ", ".join(kind.__name__ for kind in MODULES)
-                raise UnsupportedError("has no counterpart", f"known are {known}")
+                raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
             options = {name: self._resolve(value) for name, value in node.kwargs.items()}
             return operation(self.builder, str(node.target), *self._resolve(node.args), layer, **options)
         return self._call_function(node)
@@ -248,12 +278,19 @@ class _Importer:
             return node.target(*arguments, **options)  # of shapes and constants
         if operation is None:
             self.knows_all_functions = False
-            known = ", ".join(sorted({made.__name__.strip("_") for made in FUNCTIONS.values()}))
-            raise UnsupportedError("has no counterpart", f"known are {known}")
+            known = ", ".join(sorted({function.__name__ for function in FUNCTIONS}))
+            raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
         try:
             return operation(self.builder, node.name, *arguments, **options)
         except TypeError as error:
             raise UnsupportedError(f"is called in a way that is not supported ({error})") from error
+
+
+def _remedy(kind: str, known: str) -> str:
+    """What to do about a module or function that has no counterpart."""
+    if kind.startswith("torch.ao."):
+        return "import the float network, and quantize it with csengine.convert.convert"
+    return REMEDIES.get(kind.lower(), f"known are {known}")
 
 
 def _holds_activations(item: Any) -> bool:

@@ -146,7 +146,7 @@ def _encoder(builder: Builder, name: str, x: Any, encoder: nn.TransformerEncoder
 
 def _max_pool_module(builder: Builder, name: str, x: Any, layer: nn.MaxPool2d) -> Any:
     window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return _max_pool(builder, name, x, *window, ceil_mode=layer.ceil_mode)
+    return _max_pool(builder, name, x, *window, ceil_mode=layer.ceil_mode, return_indices=layer.return_indices)
 
 
 def _average_pool_module(builder: Builder, name: str, x: Any, layer: nn.AvgPool2d) -> Any:
@@ -283,12 +283,29 @@ def _average_pool(
 
 
 def _adaptive_average_pool(builder: Builder, name: str, x: Any, output_size: Any) -> Any:
-    size = _pair(output_size)
     value = builder.image(builder.padded(name, x), name)
-    if size == value.shape[1:]:
-        return value
-    _require(size == (1, 1), f"adaptive pooling to {output_size} is not supported; expected 1")
-    return builder.global_pool(AveragePool, name, value)
+    window = _adaptive_window(value, output_size)
+    return value if window == (1, 1) else builder.average_pool(name, value, window, window, (0, 0, 0, 0), True)
+
+
+def _adaptive_max_pool(builder: Builder, name: str, x: Any, output_size: Any, return_indices: bool = False) -> Any:
+    _require(not return_indices, "return_indices is not supported")
+    value = builder.image(builder.padded(name, x), name)
+    window = _adaptive_window(value, output_size)
+    return value if window == (1, 1) else builder.max_pool(name, value, window, window, (0, 0, 0, 0))
+
+
+def _adaptive_window(value: Value, output_size: Any) -> tuple[int, int]:
+    """The window, which is the stride too, of an adaptive pooling whose windows are all alike."""
+    height, width = value.shape[1:]
+    wanted = (output_size, output_size) if isinstance(output_size, int) else output_size
+    rows, columns = (given or size for given, size in zip(wanted, (height, width), strict=True))
+    _require(
+        height % rows == 0 and width % columns == 0,
+        f"adaptive pooling to {output_size} of an image of {height} x {width} is not supported",
+        "choose sizes that divide the image's",
+    )
+    return height // rows, width // columns
 
 
 def _mean(builder: Builder, name: str, x: Any, dim: Any, keepdim: bool = False) -> Any:
@@ -460,6 +477,9 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.MaxPool2d: _max_pool_module,
     nn.AvgPool2d: _average_pool_module,
     nn.AdaptiveAvgPool2d: lambda builder, name, x, layer: _adaptive_average_pool(builder, name, x, layer.output_size),
+    nn.AdaptiveMaxPool2d: lambda builder, name, x, layer: _adaptive_max_pool(
+        builder, name, x, layer.output_size, layer.return_indices
+    ),
     nn.ZeroPad2d: lambda builder, name, x, layer: _pad(builder, name, x, layer.padding),
     nn.Flatten: lambda builder, name, x, layer: _flatten(builder, name, x, layer.start_dim, layer.end_dim),
     nn.Softmax: lambda builder, name, x, layer: _softmax(builder, name, x, layer.dim),
@@ -482,6 +502,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     functional.max_pool2d: _max_pool,
     functional.avg_pool2d: _average_pool,
     functional.adaptive_avg_pool2d: _adaptive_average_pool,
+    functional.adaptive_max_pool2d: _adaptive_max_pool,
     functional.pad: _pad,
     functional.dropout: _same,
     **dict.fromkeys((functional.softmax, torch.softmax), _softmax),
@@ -531,6 +552,30 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("contiguous", "clone", "detach"), _same),
     "size": _size,
 }
+
+_OTHER_PARTS = "import the parts of the network around it, and run it in PyTorch"
+REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("silu", "hardswish", "hardsigmoid", "mish", "elu", "selu", "celu", "tanh", "softplus", "threshold"),
+        "train with ReLU, ReLU6, LeakyReLU or GELU instead",
+    ),
+    **dict.fromkeys(
+        ("sigmoid", "logsigmoid", "logsoftmax", "log_softmax"),
+        "if it is last, leave it out and apply it to the result; elsewhere train with ReLU instead",
+    ),
+    **dict.fromkeys(
+        ("groupnorm", "group_norm", "instancenorm2d", "instance_norm"), "train with BatchNorm2d, or LayerNorm, instead"
+    ),
+    **dict.fromkeys(
+        ("convtranspose2d", "upsample", "interpolate", "pixelshuffle", "pixel_shuffle"),
+        f"networks with upsampling are not supported; {_OTHER_PARTS}",
+    ),
+    **dict.fromkeys(("lstm", "gru", "rnn"), f"networks with memory are not supported; {_OTHER_PARTS}"),
+    "embedding": "look the rows up in PyTorch, and import what reads them: sequences are (positions, features)",
+    "conv1d": "write it as Conv2d with kernels (1, k) over images (C, 1, W)",
+    "conv3d": "only images (C, H, W) and sequences (positions, features) are supported",
+}
+"""What to do about modules and functions without counterpart, by their names in lower case."""
 
 
 def _require(condition: bool, message: str, remedy: str = "") -> None:

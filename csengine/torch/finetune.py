@@ -40,8 +40,13 @@ def prune(
     sparsity: share of the weights to remove; layers: of single layers. keep: layers without a mask; None keeps the
     first and the last, in the order of `named_modules`. images: for a linear layer behind a flatten, the (C, H, W) that
     was flattened, which blocks of several rows need. Grouped convolutions never get a mask. Raises ValueError for a
-    name that is no layer.
+    name that is no layer, a sparsity below 0 or not below 1.
     """
+    for share in (sparsity, *(layers or {}).values()):
+        if not 0.0 <= share < 1.0:
+            raise ValueError(
+                f"sparsity is {share}; expected at least 0 and below 1, such as 0.9 for nine in ten weights"
+            )
     known = {name: item for name, item in module.named_modules() if isinstance(item, (nn.Conv2d, nn.Linear))}
     kept = set(list(known)[:1] + list(known)[-1:]) if keep is None else set(keep)
     for name in (*kept, *(layers or {}), *(images or {})):
