@@ -8,6 +8,8 @@
 // left out.
 #pragma once
 
+#include <limits>
+
 #include "conv_lanes.h"
 
 namespace cs {
@@ -261,6 +263,10 @@ std::unique_ptr<Step> make_conv_positions(const LayerSpec& s) {
     if (!s.packed || s.packed->v >= kLanes) return nullptr;  // vectors of kernels suit wide blocks better
     if (is_linear(s) || s.groups > 1 || s.pool_h != s.pool_w || s.pool_h > 2) return nullptr;
     if (s.window.stride_h * s.window.stride_w > 1) return nullptr;
+    // Offsets into the planes have 32 bits.
+    const int64_t width = s.conv_width + s.window.kernel_w, height = s.conv_height + s.window.kernel_h;
+    const int64_t planes = s.input.channels + kLanes;
+    if (planes * (width * height + 2 * kLanes) * 4 > std::numeric_limits<int32_t>::max()) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<ConvPositions<Floats>>(s);
     return kIsExact || requantizes_exactly(s) ? std::make_unique<ConvPositions<Pairs>>(s) : nullptr;
 }
