@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", help="names (default: all whose environments exist)")
     parser.add_argument("--quick", action="store_true", help="few cases, few runs: checks the outputs")
     parser.add_argument("--runs", type=int, default=300, help="of one contender (default: 300)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="that one contender may take (default: 0.4)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="that one contender may take (default: 0.3)")
     parser.add_argument("--checkpoints", type=Path, default=cases.ROOT / "runs", help="trained variants, if there")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
