@@ -96,14 +96,16 @@ def quantize(
 ) -> tuple[Graph, tuple[LayerError, ...]]:
     """The integer network of a float one, and the error it makes per layer.
 
-    samples: calibration inputs `[B, ...]` in NHWC. percentile: None scales every tensor to its largest magnitude seen;
-    a number such as 99.99 to that percentile of its non-zero magnitudes, and saturates the rest. integer_output: leave
-    the result as integers, unless it is of an operation that has no integer form. known: scales to use instead of
-    calibrated ones; if it has all of them, samples may be None, and no errors are measured. Raises QuantizationError.
+    samples: calibration inputs `[B, ...]` in NHWC, an array or what becomes one. percentile: None scales every tensor
+    to its largest magnitude seen; a number such as 99.99 to that percentile of its non-zero magnitudes, and saturates
+    the rest. integer_output: leave the result as integers, unless it is of an operation that has no integer form.
+    known: scales to use instead of calibrated ones; if it has all of them, samples may be None, and no errors are
+    measured. Raises QuantizationError.
     """
     if any(kind.is_integer for kind in graph.types.values()):
         raise QuantizationError("the network holds integers already; expected a float32 network")
     if samples is not None:
+        samples = np.asarray(samples, np.float32)
         _check_samples(graph, samples)
     if percentile is not None and not 50.0 < percentile <= 100.0:
         raise QuantizationError(f"percentile is {percentile}; expected between 50 and 100")
@@ -124,7 +126,11 @@ def quantize(
 def _check_samples(graph: Graph, samples: Array) -> None:
     if samples.shape[1:] != graph.input.shape or len(samples) == 0 or not np.isfinite(samples).all():
         shape = ", ".join(map(str, graph.input.shape))
-        raise QuantizationError(f"calibration needs finite samples [B, {shape}], B > 0; got shape {samples.shape}")
+        is_turned = graph.layout == "NCHW" and samples.shape[1:] == graph.outside(graph.input.shape)
+        hint = "; these are NCHW: give samples.transpose(0, 2, 3, 1)" if is_turned else ""
+        raise QuantizationError(
+            f"calibration needs finite samples [B, {shape}] in NHWC, B > 0; got shape {samples.shape}{hint}"
+        )
 
 
 # --- simplification --------------------------------------------------------------------------------------------------
