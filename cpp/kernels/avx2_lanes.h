@@ -160,7 +160,7 @@ struct Pairs {
                 to += pixel_bytes;
             } else {
                 _mm_storel_epi64(reinterpret_cast<__m128i*>(to), half);
-                _mm_storeh_pd(reinterpret_cast<double*>(to + pixel_bytes), _mm_castsi128_pd(half));
+                _mm_storeh_pi(reinterpret_cast<__m64*>(to + pixel_bytes), _mm_castsi128_ps(half));
                 to += 2 * pixel_bytes;
             }
         }
