@@ -189,7 +189,7 @@ def imported(settings: Settings) -> Iterator[Case]:
     """
     for name, density in itertools.product(cases.IMPORTED, (0.1,) if settings.quick else (0.25, 0.1, 0.05)):
         models = {block: cases.imported_network(name, 1 - density, block) for block in cases.IMPORTED[name]}
-        for batch in (1,) if settings.quick else (1, 16):
+        for batch in (1, 16) if density == TYPICAL and not settings.quick else (1,):
             x = cases.images(batch * 2).transpose(0, 3, 1, 2)
             pruned = models[cases.IMPORTED[name][0]]
             entries = []
