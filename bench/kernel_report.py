@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pictures
 import roofline
 from roofline import Bound, Report, Row
 
+from csengine import _native
 from csengine.cli.output import markdown
 
 
@@ -30,11 +32,11 @@ class Measured:
     @property
     def name(self) -> str:
         """Kernel, and tier where other tiers have one of that name."""
-        return f"`{self.row['kernel']}`" + (f" ({self.row['tier']})" if self.row["kernel"] in _SHARED else "")
+        return f"`{self.row['kernel']}`" + (f" ({self.row['tier']})" if _TIERS_OF[self.row["kernel"]] > 1 else "")
 
 
-_SHARED = ("add_vector", "concat_vector", "pool_vector")
-"""Kernels of several tiers under one name."""
+_TIERS_OF = Counter(kernel for kernel, _ in {(kernel, tier) for _, kernel, tier, _ in _native.kernel_table()})
+"""In how many tiers there is a kernel of a name."""
 
 
 def sections(results: Path, images: Path) -> dict[str, str]:

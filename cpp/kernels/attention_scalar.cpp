@@ -4,6 +4,7 @@
 
 #include "arithmetic.h"
 #include "matmul_steps.h"
+#include "response_norm_steps.h"
 #include "scalar.h"
 
 namespace cs::scalar {
@@ -61,45 +62,22 @@ class LayerNorm final : public Step {
     LayerNormSpec spec_;
 };
 
-// The squares of a position get zeros around them, so that every channel sums as many. Two square roots make the usual
-// power several times as fast as pow() would.
-class LocalResponseNorm final : public Step {
-  public:
-    explicit LocalResponseNorm(const LocalResponseNormSpec& spec) : spec_(spec) {}
+// Two square roots make the usual power several times as fast as pow() would.
+double power(double base, double beta) {
+    const double root = std::sqrt(base);
+    return beta == 0.75 ? root * std::sqrt(root) : std::pow(base, beta);
+}
 
-    size_t scratch_bytes() const override { return sizeof(double) * (spec_.tensor.channels + spec_.size - 1); }
-
-    void run(const Call& call) const noexcept override {
-        const int channels = spec_.tensor.channels;
-        auto* squares = reinterpret_cast<double*>(call.scratch);
-        std::memset(squares, 0, scratch_bytes());
-        for (int64_t n = 0; n < call.samples; ++n) {
-            const float* x = sample<float>(call.inputs[0], spec_.tensor, n);
-            float* out = sample<float>(call.output, spec_.tensor, n);
-            for (int64_t p = 0; p < spec_.tensor.positions(); ++p, x += channels, out += channels)
-                normalize(x, squares, out);
-        }
+void normalize(const LocalResponseNormSpec& spec, const float* x, double* squares, float* out) {
+    const int channels = spec.tensor.channels;
+    double* mine = squares + spec.size / 2;
+    for (int c = 0; c < channels; ++c) mine[c] = double{x[c]} * x[c];
+    for (int c = 0; c < channels; ++c) {
+        double sum = 0;
+        for (int i = 0; i < spec.size; ++i) sum += squares[c + i];
+        out[c] = static_cast<float>(x[c] / power(spec.bias + spec.alpha / spec.size * sum, spec.beta));
     }
-
-  private:
-    void normalize(const float* x, double* squares, float* out) const {
-        const int channels = spec_.tensor.channels;
-        double* mine = squares + spec_.size / 2;
-        for (int c = 0; c < channels; ++c) mine[c] = double{x[c]} * x[c];
-        for (int c = 0; c < channels; ++c) {
-            double sum = 0;
-            for (int i = 0; i < spec_.size; ++i) sum += squares[c + i];
-            out[c] = static_cast<float>(x[c] / power(spec_.bias + spec_.alpha / spec_.size * sum));
-        }
-    }
-
-    double power(double base) const {
-        const double root = std::sqrt(base);
-        return spec_.beta == 0.75 ? root * std::sqrt(root) : std::pow(base, spec_.beta);
-    }
-
-    LocalResponseNormSpec spec_;
-};
+}
 
 // The inner loop runs along the columns, which lie in a row: compilers vectorize it.
 void multiply(const float* a, const float* b, const MatMulShape& shape, float* out) {
@@ -147,7 +125,7 @@ std::unique_ptr<Step> gelu(const GeluSpec& spec) { return std::make_unique<Gelu>
 std::unique_ptr<Step> layer_norm(const LayerNormSpec& spec) { return std::make_unique<LayerNorm>(spec); }
 
 std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec& spec) {
-    return std::make_unique<LocalResponseNorm>(spec);
+    return std::make_unique<ResponseNormStep<normalize>>(spec);
 }
 
 std::unique_ptr<Step> matmul(const MatMulSpec& spec) { return std::make_unique<MatMulStep<multiply>>(spec); }

@@ -34,8 +34,8 @@ CS_AVX2 inline __m256 exponential(__m256 x) {
 
 // x * (1 + erf(x / sqrt(2))) / 2
 //
-// erfc(z) * e**(z * z) / 2 is a polynomial in t = 1 / (1 + z / 2), fitted so that its relative error is least over all
-// z >= 0 at which the result can be told from 0: 5e-8.
+// erfc(z) * e**(z * z) / 2 is a polynomial in t = 1 / (1 + z / 2): a least-squares fit of relative errors over 0 <= z
+// <= 12, beyond which the result is 0, none of them above 5e-8 before rounding.
 CS_AVX2 inline __m256 by_erf(__m256 x) {
     constexpr float kShare[] = {
         -0.060028298f / 2, 0.289087613f / 2, -0.496162805f / 2, 0.287845047f / 2, -0.033005452f / 2,
