@@ -131,6 +131,7 @@ TIER inline Integers broadcast(const int32_t* from) { return _mm256_set1_epi32(*
 TIER inline Floats broadcast_float(const float* from) { return _mm256_broadcast_ss(from); }
 TIER inline Integers add(Integers a, Integers b) { return _mm256_add_epi32(a, b); }
 TIER inline Integers multiply_pairs(Integers a, Integers b) { return _mm256_madd_epi16(a, b); }
+TIER inline Integers add_products(Integers sum, Integers a, Integers b) { return add(sum, multiply_pairs(a, b)); }
 TIER inline Floats multiply_add_floats(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
 TIER inline Integers exchange_neighbours(Integers x) { return _mm256_shuffle_epi32(x, 0xb1); }
 TIER inline Floats to_floats(Integers x) { return _mm256_cvtepi32_ps(x); }
@@ -163,6 +164,7 @@ TIER inline Integers broadcast(const int32_t* from) { return _mm512_set1_epi32(*
 TIER inline Floats broadcast_float(const float* from) { return _mm512_set1_ps(*from); }
 TIER inline Integers add(Integers a, Integers b) { return _mm512_add_epi32(a, b); }
 TIER inline Integers multiply_pairs(Integers a, Integers b) { return _mm512_madd_epi16(a, b); }
+TIER inline Integers add_products(Integers sum, Integers a, Integers b) { return add(sum, multiply_pairs(a, b)); }
 TIER inline Floats multiply_add_floats(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
 TIER inline Integers exchange_neighbours(Integers x) { return _mm512_shuffle_epi32(x, _MM_PERM_CDAB); }
 TIER inline Floats to_floats(Integers x) {
@@ -185,48 +187,21 @@ namespace avx512vnni {
 
 using avx512::broadcast;
 using avx512::fill;
+using avx512::Integers;
 using avx512::kLanes;
 using avx512::Lanes;
 using avx512::load;
 #define TIER CS_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
-// VPDPBUSD.
-TIER bool dot(int64_t times) {
-    __m512i sum[kChains], x = fill(1), weight = fill(1);
-    UNROLL for (auto& s : sum) s = fill(0);
-    HIDE(x);
-    HIDE(weight);
-    for (int64_t t = 0; t < times; ++t) {
-        UNROLL for (auto& s : sum) {
-            s = _mm512_dpbusd_epi32(s, x, weight);
-            HIDE(s);
-        }
-    }
-    return Lanes(sum).are(times);
+TIER inline Integers add_products(Integers sum, Integers x, Integers weight) {
+    return _mm512_dpbusd_epi32(sum, x, weight);
 }
 
-// The same in a tile of registers, the inputs broadcast from memory.
-TIER bool tile(int64_t times) {
-    alignas(64) int32_t inputs[kChains], weights[kLanes];
-    for (int i = 0; i < kChains; ++i) inputs[i] = i + 1;
-    std::fill_n(weights, kLanes, 1);
-    __m512i sum[kChains];
-    UNROLL for (auto& s : sum) s = fill(0);
-    for (int64_t t = 0; t < times; ++t) {
-        FORGET(inputs);
-        FORGET(weights);
-        const __m512i weight = load(weights);
-        UNROLL for (int i = 0; i < kChains; ++i) {
-            sum[i] = _mm512_dpbusd_epi32(sum[i], broadcast(inputs + i), weight);
-        }
-    }
-    return Lanes(sum).are(times, times);
-}
-
+#include "products.h"
 #undef TIER
 
 constexpr Loop kLoops[] = {
-    {"VPDPBUSD", "int8", 64, kChains, dot},
+    {"VPDPBUSD", "int8", 64, kChains, add_all_products},
     {"VPDPBUSD, a factor broadcast by a load: a register tile", "int8", 64, kChains, tile},
 };
 

@@ -54,38 +54,7 @@ TIER bool multiply(int64_t times) {
     return Lanes(x).are(sign, sign);
 }
 
-// VPMADDWD and VPADDD: what a sum of products takes at least.
-TIER bool multiply_add(int64_t times) {
-    Integers sum[kChains], x = fill(1), weight = fill(1);
-    UNROLL for (auto& s : sum) s = fill(0);
-    for (int64_t t = 0; t < times; ++t) {
-        HIDE(weight);
-        UNROLL for (auto& s : sum) {
-            HIDE(x);
-            s = add(s, multiply_pairs(x, weight));
-            HIDE(s);
-        }
-    }
-    return Lanes(sum).are(times);
-}
-
-// The same in a tile of registers: a weight is loaded once for all positions, each input is broadcast from memory.
-TIER bool tile(int64_t times) {
-    alignas(64) int32_t inputs[kChains], weights[kLanes];
-    for (int i = 0; i < kChains; ++i) inputs[i] = i + 1;
-    std::fill_n(weights, kLanes, 1);
-    Integers sum[kChains];
-    UNROLL for (auto& s : sum) s = fill(0);
-    for (int64_t t = 0; t < times; ++t) {
-        FORGET(inputs);
-        FORGET(weights);
-        const Integers weight = load(weights);
-        UNROLL for (int i = 0; i < kChains; ++i) {
-            sum[i] = add(sum[i], multiply_pairs(broadcast(inputs + i), weight));
-        }
-    }
-    return Lanes(sum).are(times, times);
-}
+#include "products.h"
 
 // The step of a packed row: weights of a byte each are widened, multiplied by one input, added to sums in memory.
 TIER bool packed_row(int64_t times) {
@@ -174,31 +143,17 @@ TIER bool convert(int64_t times) {
     return Lanes(x).are(1, 1);
 }
 
-// VPMOVSXBD from the first-level cache.
-TIER bool widen_bytes(int64_t times) {
-    alignas(64) int8_t bytes[kChains * kLanes];
-    for (int i = 0; i < kChains * kLanes; ++i) bytes[i] = static_cast<int8_t>(i / kLanes + 1);
+// Vectors made of what lies in the first-level cache: as it is, or widened by VPMOVSXBD.
+template <class Number, Integers (*from_memory)(const Number*)>
+TIER bool load_all(int64_t times) {
+    alignas(64) Number numbers[kChains * kLanes];
+    for (int i = 0; i < kChains * kLanes; ++i) numbers[i] = static_cast<Number>(i / kLanes + 1);
     Integers x[kChains];
     UNROLL for (auto& one : x) one = fill(0);
     for (int64_t t = 0; t < times; ++t) {
-        FORGET(bytes);
+        FORGET(numbers);
         UNROLL for (int i = 0; i < kChains; ++i) {
-            x[i] = widen(bytes + i * kLanes);
-            HIDE(x[i]);
-        }
-    }
-    return Lanes(x).are(1, 1);
-}
-
-TIER bool load_vectors(int64_t times) {
-    alignas(64) int32_t lanes[kChains * kLanes];
-    for (int i = 0; i < kChains * kLanes; ++i) lanes[i] = i / kLanes + 1;
-    Integers x[kChains];
-    UNROLL for (auto& one : x) one = fill(0);
-    for (int64_t t = 0; t < times; ++t) {
-        FORGET(lanes);
-        UNROLL for (int i = 0; i < kChains; ++i) {
-            x[i] = load(lanes + i * kLanes);
+            x[i] = from_memory(numbers + i * kLanes);
             HIDE(x[i]);
         }
     }
@@ -231,7 +186,7 @@ TIER bool store_then_load(int64_t times) {
 constexpr Loop kVectorLoops[] = {
     {"VPADDD", "", 0, kChains, add_integers},
     {"VPMADDWD", "int8", 2 * kLanes, kChains, multiply},
-    {"VPMADDWD + VPADDD", "int8", 2 * kLanes, kChains, multiply_add},
+    {"VPMADDWD + VPADDD", "int8", 2 * kLanes, kChains, add_all_products},
     {"VPMADDWD + VPADDD, a factor broadcast by a load: a register tile", "int8", 2 * kLanes, kChains, tile},
     {"VPMADDWD + VPADDD, weights widened by a load, sums in memory: a packed row", "int8", kLanes, 4 * kChains,
      packed_row},
@@ -239,8 +194,8 @@ constexpr Loop kVectorLoops[] = {
     {"VFMADDPS, a factor broadcast by a load: a register tile", "float32", kLanes, kChains, tile_of_floats},
     {"VPSHUFD", "", 0, kChains, shuffle},
     {"VCVTDQ2PS or VCVTPS2DQ", "", 0, 2 * kChains, convert},
-    {"VPMOVSXBD from the first cache", "", 0, kChains, widen_bytes},
-    {"load from the first cache", "", 0, kChains, load_vectors},
+    {"VPMOVSXBD from the first cache", "", 0, kChains, load_all<int8_t, widen>},
+    {"load from the first cache", "", 0, kChains, load_all<int32_t, load>},
     {"store to the first cache", "", 0, kChains, store_vectors},
     {"store, load of the same, VPADDD, each waiting for the one before", "", 0, 1, store_then_load},
 };
