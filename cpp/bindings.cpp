@@ -124,7 +124,7 @@ class Builder {
 
     void layer(const std::string& node, int input, int output, std::array<int, 6> window, std::array<int, 2> places,
                std::array<int, 2> pool, int groups, const py::array& dense, const std::optional<Packed>& packed,
-               const std::optional<py::array>& bias, const Requantized& scaling, double activity,
+               const std::optional<py::array>& bias, const Requantized& scaling, double activity, int winners,
                const std::string& kernel) {
         LayerSpec spec{};
         spec.input = at(input);
@@ -137,6 +137,7 @@ class Builder {
         spec.groups = groups;
         spec.rows = static_cast<int>(dense.shape(0));
         spec.kernels = static_cast<int>(dense.shape(1));
+        spec.winners = std::min(winners, spec.input.channels);
         spec.dense = dense.data();
         if (packed) {
             spec.packed = packed_weight(*packed);

@@ -34,16 +34,26 @@ Choice<LayerSpec> find(const LayerSpec& spec, Tier tier, Mode mode) {
 
 Tier tier_below(Tier tier) { return static_cast<Tier>(static_cast<int>(tier) - 1); }
 
-// One random sample, of whose values a share is other than zero.
-void fill_random(const Tensor& tensor, double activity, std::byte* to) {
+void store(const Tensor& tensor, int64_t index, int value, std::byte* to) {
+    if (tensor.dtype == DType::f32) {
+        reinterpret_cast<float*>(to)[index] = static_cast<float>(value);
+    } else {
+        to[index] = static_cast<std::byte>(value);
+    }
+}
+
+// One random sample, of whose values a share is other than zero, at a position at most `winners`.
+void fill_random(const Tensor& tensor, double activity, int winners, std::byte* to) {
     std::minstd_rand random(1);
-    std::bernoulli_distribution active(activity);
-    for (int64_t i = 0; i < tensor.size(); ++i) {
-        const auto value = active(random) ? 1 + random() % 127 : 0;
-        if (tensor.dtype == DType::f32) {
-            reinterpret_cast<float*>(to)[i] = static_cast<float>(value);
-        } else {
-            to[i] = static_cast<std::byte>(value);
+    std::uniform_real_distribution<double> uniform;
+    for (int64_t position = 0; position < tensor.positions(); ++position) {
+        // Behind k-winners exactly so many are active, among the channels that are left each with the same chance.
+        double left = winners;
+        for (int channel = 0; channel < tensor.channels; ++channel) {
+            const double chance = winners < tensor.channels ? left / (tensor.channels - channel) : activity;
+            const bool active = uniform(random) < chance;
+            left -= active;
+            store(tensor, position * tensor.channels + channel, active ? 1 + random() % 127 : 0, to);
         }
     }
 }
@@ -55,7 +65,7 @@ class Stopwatch {
           weight_bytes_(weight_bytes(spec)),
           input_(make(spec.input.stride() + kSlack)),
           output_(make(spec.output.stride() + kSlack)) {
-        fill_random(spec.input, activity, input_.get());
+        fill_random(spec.input, activity, spec.winners, input_.get());
     }
 
     // Seconds of the fastest run; gives up early on a step that cannot reach `best`.

@@ -143,6 +143,11 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
             return 1.0
 
 
+def known_winners(graph: Graph) -> dict[str, int]:
+    """The most values that can be other than zero at one position, of every tensor of which the graph tells it."""
+    return {node.name: node.k for node in graph.nodes if isinstance(node, KWTA) and node.scope == "local"}
+
+
 def count_macs(graph: Graph, tensors: Mapping[str, NDArray[Any]], mode_of: Mapping[str, str]) -> dict[str, int]:
     """Multiply-accumulates really done on a batch, whose tensors are given, per layer with weights."""
     return {

@@ -39,7 +39,7 @@ from csengine.graph import (
     Transpose,
 )
 from csengine.packing import PackedMatrix
-from csengine.plan import expected_activity, layer_choices
+from csengine.plan import expected_activity, known_winners, layer_choices
 from csengine.plan_cache import PlanCache
 
 Array = NDArray[Any]
@@ -180,6 +180,7 @@ class _Lowering:
         self.fuse = fuse
         self.tensors: dict[str, int] = {}  # node -> native tensor
         self.activity = expected_activity(graph)
+        self.winners = known_winners(graph)
 
     def build(self) -> Any:
         fused: set[str] = set()
@@ -268,6 +269,7 @@ class _Lowering:
             node.bias,
             _pair(node.requantization),
             self.activity[node.inputs[0]],
+            self.winners.get(node.inputs[0], _extents(self.graph.types[node.inputs[0]])[2]),
             self.kernels.get(node.name, ""),
         )
         return {pool.name} if pool else set()
