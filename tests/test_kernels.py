@@ -107,6 +107,7 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
         (conv((3, 2), 8, 40, stride=(2, 1), padding=(0, 0, 2, 1)), (9, 8, 8)),
         (conv((5, 5), 1, 24), (15, 14, 1)),
         (conv((1, 1), 64, 32), (5, 3, 64)),
+        (conv((3, 3), 64, 32, padding=(1, 1, 1, 1)), (5, 3, 64)),
         (conv((3, 3), 1, 8, padding=(1, 1, 1, 1), groups=8), (10, 7, 8)),
         (Linear(name="linear", inputs=("x",), weight=np.zeros((70, 150), np.int8)), (70,)),
     ]
@@ -116,7 +117,8 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
         is_packed = not isinstance(layer, Conv2d) or layer.groups == 1
         source = Input(name="x", inputs=(), shape=shape, dtype="uint8", scale=1.0)
         form = pack(weight, block=block) if is_packed else weight
-        graph = Graph((source, replace(layer, weight=form, requantization=q)))
+        winners = 3 if shape[-1] == 64 else None
+        graph = Graph(surround(source, replace(layer, weight=form, requantization=q), winners, pool=False))
         x = values(rng, (threads + 1, *shape), "uint8", 0.5)
         expected = reference.run(graph, x)
         for kernel in LAYER_KERNELS:
@@ -147,9 +149,10 @@ def check_layer(
     block: tuple[int, int],
     density: float,
     set_size: int | None = None,
+    winners: int | None = None,
     pool: bool = False,
 ) -> None:
-    """A layer alone: uint8 and int8 in and out, accumulators out, packed and dense."""
+    """A layer alone, or behind local k-winners: uint8 and int8 in and out, accumulators out, packed and dense."""
     weight = values(rng, layer.weight.shape, "int8", 1.0) * block_mask(rng, layer.weight.shape, block, density)
     bias = rng.integers(-(2**20), 2**20, layer.kernels).astype(np.int32)
     typical = 255 * 80 * np.sqrt(max(1, np.count_nonzero(weight) / layer.kernels))
@@ -159,10 +162,19 @@ def check_layer(
         if pool and scaling is None:
             continue
         source = Input(name="x", inputs=(), shape=shape, dtype=dtype, scale=1.0)
-        nodes: list[Node] = [source, replace(layer, weight=form, bias=bias, requantization=scaling)]
-        if pool:
-            nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
-        check(tuple(nodes), values(rng, (2, *shape), dtype, 0.5))
+        nodes = surround(source, replace(layer, weight=form, bias=bias, requantization=scaling), winners, pool)
+        check(nodes, values(rng, (2, *shape), dtype, 0.5))
+
+
+def surround(source: Input, layer: Conv2d | Linear, winners: int | None, pool: bool) -> tuple[Node, ...]:
+    """A network of a layer, k-winners before it and a pooling after it, if these are wanted."""
+    nodes: list[Node] = [source]
+    if winners:
+        nodes.append(KWTA(name="k", inputs=("x",), k=winners, scope="local"))
+    nodes.append(replace(layer, inputs=(nodes[-1].name,)))
+    if pool:
+        nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
+    return tuple(nodes)
 
 
 def conv(kernel: tuple[int, int], channels: int, kernels: int, **options: Any) -> Conv2d:
@@ -177,19 +189,17 @@ def check_float_layer(
     *,
     block: tuple[int, int],
     density: float,
+    winners: int | None = None,
     pool: bool = False,
 ) -> None:
-    """A float32 layer alone, packed and dense."""
+    """A float32 layer alone, or behind local k-winners, packed and dense."""
     weight = rng.standard_normal(layer.weight.shape) * block_mask(rng, layer.weight.shape, block, density)
     weight = weight.astype(np.float32)
     bias = rng.standard_normal(layer.kernels).astype(np.float32)
     x = (rng.standard_normal((2, *shape)) * (rng.random((2, *shape)) < 0.5)).astype(np.float32)
     source = Input(name="x", inputs=(), shape=shape, dtype="float32", scale=None)
     for form in (pack(weight, block=block), weight):
-        nodes: list[Node] = [source, replace(layer, weight=form, bias=bias)]
-        if pool:
-            nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
-        check(tuple(nodes), x)
+        check(surround(source, replace(layer, weight=form, bias=bias), winners, pool), x)
 
 
 @pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 28, 29, 30, 33])
@@ -243,6 +253,29 @@ def test_float_convolution_geometries(
 ) -> None:
     layer = conv(kernel, channels, 17, stride=stride, padding=padding)
     check_float_layer(np.random.default_rng(channels), layer, (9, 11, channels), block=block, density=0.3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "channels", "stride", "padding"), [geometry for geometry in GEOMETRIES if geometry[1] > 1]
+)
+def test_convolutions_behind_winners(
+    kernel: tuple[int, int], channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    """No winners to speak of, a few, as many as there are but one; kernels for one chunk of them and for several."""
+    rng = np.random.default_rng(channels)
+    for winners, kernels in itertools.product(sorted({1, min(6, channels - 1), channels - 1}), (17, 90)):
+        layer = conv(kernel, channels, kernels, stride=stride, padding=padding)
+        check_layer(rng, layer, (9, 11, channels), block=(4, 16), density=0.3, winners=winners)
+        check_float_layer(rng, layer, (9, 11, channels), block=(1, 16), density=0.3, winners=winners)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("winners", range(1, 12))
+def test_pooled_convolutions_behind_winners(width: int, winners: int) -> None:
+    rng = np.random.default_rng(width)
+    shape, layer = (7, 2 * width + 2, 16), conv((2, 3), 16, 48)
+    check_layer(rng, layer, shape, block=(16, 16), density=0.3, winners=winners, pool=True)
+    check_float_layer(rng, layer, shape, block=(16, 16), density=0.3, winners=winners, pool=True)
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
@@ -460,10 +493,15 @@ def test_layers_reach_the_kernels_of_their_tier(tier: str, lanes: int, dtype: An
             form = kind if mode == "sparse-dense" else ""
             selects = "_select" if mode == "sparse-sparse" else ""
             assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}{selects}", tier)
+            graph = Graph(surround(source, layer, winners=3, pool=False))
+            choice = cpp.compile(graph, mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
+            selects = selects and "_winners"
+            assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}{selects}", tier)
             source = Input(name="x", inputs=(), shape=(72,), dtype=dtype, scale=scale)
             linear = Linear(name="y", inputs=("x",), weight=weight)
             choice = cpp.compile(Graph((source, linear)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
             form = "" if mode == "dense" else kind
+            selects = selects and "_select"
             assert (choice.kernel, choice.tier) == (f"linear{form}_lanes{lanes}{selects}", tier)
 
 
