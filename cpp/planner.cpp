@@ -15,6 +15,7 @@ namespace {
 constexpr int kRuns = 9;           // measured runs of a candidate
 constexpr double kBudget = 20e-3;  // seconds after which no further run begins
 constexpr double kPlain = 32;      // products of the best kernels in the time of one of plain code
+constexpr double kTie = 1.1;       // nearly the same time
 constexpr double kHopeless = 2;    // a first run this much slower than the best candidate's best ends the matter
 
 constexpr size_t kMostSwept = size_t{4} << 20;  // more than a second-level cache
@@ -121,6 +122,13 @@ bool saves_much(const LayerSpec& spec, Mode mode, double activity) {
     return kPlain * cost(spec, mode, activity) < cost(spec, Mode::dense, activity);
 }
 
+// Where nothing is promised of the inputs, a tie goes to what selects the active ones: there may be few.
+bool is_better(Mode mode, double seconds, Mode other, double others_seconds, double activity) {
+    if (activity < 1 || (mode == Mode::sparse_sparse) == (other == Mode::sparse_sparse))
+        return seconds < others_seconds;
+    return mode == Mode::sparse_sparse ? seconds < others_seconds * kTie : seconds * kTie < others_seconds;
+}
+
 }  // namespace
 
 CacheSweep::CacheSweep(size_t bytes) : memory_(std::min(bytes, kMostSwept) / sizeof(uint64_t), 1) {}
@@ -165,14 +173,15 @@ Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, do
         if (best.measured.empty() && row->tier > Tier::scalar) least = tier_below(row->tier);
         const double seconds = stopwatch.time(*step, best_seconds);
         best.measured.push_back({&*row, seconds});
-        if (seconds >= best_seconds) continue;
+        if (best.kernel && !is_better(row->mode, seconds, best.kernel->mode, best_seconds, activity)) continue;
         best_seconds = seconds;
         best.kernel = &*row;
         best.step = std::move(step);
     }
     if (!best.kernel) throw std::logic_error("no kernel can run this layer");
-    std::sort(best.measured.begin(), best.measured.end(),
-              [](const Timing& a, const Timing& b) { return a.seconds < b.seconds; });
+    std::sort(best.measured.begin(), best.measured.end(), [&](const Timing& a, const Timing& b) {
+        return std::make_pair(a.kernel != best.kernel, a.seconds) < std::make_pair(b.kernel != best.kernel, b.seconds);
+    });
     return best;
 }
 

@@ -44,8 +44,8 @@ from csengine.plan_cache import PlanCache
 
 Array = NDArray[Any]
 
-SPLIT_ABOVE = 200e-6
-"""Seconds of a layer from which on threads share it: to wake one that sleeps takes tens of microseconds."""
+SPLIT_ABOVE = 30e-6
+"""Seconds of a layer from which on threads share it: shared out and back again takes a few microseconds."""
 
 
 def tiers() -> dict[str, bool]:
