@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +131,28 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
                     np.testing.assert_array_equal(program.run(x[:batch]), expected[:batch], err_msg=kernel)
                 _, guilty = program.audit(x, 0x81)
                 assert not guilty, kernel
+
+
+def test_threads_share_layers_of_many_calls() -> None:
+    """One call at a time has the pool, layer after layer; calls meanwhile run alone; the pool sleeps in between."""
+    rng = np.random.default_rng(0)
+    nodes: list[Node] = [Input(name="x", inputs=(), shape=(9, 8, 16), dtype="uint8", scale=1.0)]
+    for name in ("a", "b", "c"):
+        layer = conv((3, 3), 16, 16, padding=(1, 1, 1, 1))
+        weight = values(rng, layer.weight.shape, "int8", 0.3)
+        scaling = requantization(rng, 16, 255 * 80 * 12, "uint8")
+        nodes.append(replace(layer, name=name, inputs=(nodes[-1].name,), weight=weight, requantization=scaling))
+    graph = Graph(tuple(nodes))
+    x = values(rng, (4, 9, 8, 16), "uint8", 0.5)
+    expected = reference.run(graph, x)
+    program = cpp.compile(graph, "auto", 3, measure=False, split_above=0.0)
+    samples = [i % 4 for i in range(400)]
+    with ThreadPoolExecutor(4) as callers:
+        for i, got in zip(samples, callers.map(lambda i: program.run(x[i : i + 1]), samples), strict=True):
+            np.testing.assert_array_equal(got[0], expected[i])
+    for i in samples[:20]:
+        time.sleep(0.001)
+        np.testing.assert_array_equal(program.run(x[i : i + 1])[0], expected[i])
 
 
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
