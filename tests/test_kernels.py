@@ -293,6 +293,19 @@ def test_convolutions_behind_winners(
         check_float_layer(rng, layer, (9, 11, channels), block=(1, 16), density=0.3, winners=winners)
 
 
+@pytest.mark.parametrize("channels", [65, 128, 200])
+@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 1, 1, 1)), ((2, 1), (0, 0, 2, 1))])
+def test_convolutions_of_many_channels(
+    channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    """In blocks of 64 inputs, most of them absent: what of a tap's channels has weights is visited, and no more."""
+    rng = np.random.default_rng(channels)
+    layer = conv((3, 3), channels, 40, stride=stride, padding=padding)
+    for winners in (None, 9):
+        check_layer(rng, layer, (5, 6, channels), block=(64, 16), density=0.1, winners=winners)
+    check_float_layer(rng, layer, (5, 6, channels), block=(64, 16), density=0.1)
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 9])
 @pytest.mark.parametrize("winners", range(1, 12))
 def test_pooled_convolutions_behind_winners(width: int, winners: int) -> None:

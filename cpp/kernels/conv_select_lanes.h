@@ -9,7 +9,7 @@
 //
 // The kernels go in chunks, and the lines of a chunk's windows one after the other through a band of results, whose
 // sums lie in the first-level cache: the weights of a line stay there, too, or in the second. Taps in which a chunk has
-// no weight are not visited: chunks are as narrow as pays for the weights at hand.
+// no weight, or of many channels sections of 64, are not visited: chunks are as narrow as pays for the weights at hand.
 #pragma once
 
 #include <algorithm>
@@ -25,14 +25,14 @@ namespace {
 // The entries of an image.
 template <class P>
 struct ActiveList {
-    int32_t* begin;  // [height, padded width + 1]: where the entries of a position begin; those of padding have none
+    int32_t* begin;  // [height, padded width * sections + 1]: of each section of a position; those of padding are empty
     Entry<P>* entry;
 };
 
-// The entries of a position from `found` on; how many there are then.
+// The entries of a section from `found` on; how many there are then. row: of its first input, in the line.
 template <class P, class X>
-CS_TIER inline int32_t list_position(const X* x, int channels, int32_t row, int row_size, Entry<P>* list,
-                                     int32_t found) {
+CS_TIER inline int32_t list_section(const X* x, int channels, int32_t row, int row_size, Entry<P>* list,
+                                    int32_t found) {
     unsigned n = 0;
     for (int first = 0; first < channels; first += 64) {
         for (uint64_t bits = active_bits(x + first, channels - first); bits; bits &= bits - 1, ++n) {
@@ -49,23 +49,27 @@ CS_TIER inline int32_t list_position(const X* x, int channels, int32_t row, int 
     return found + n / P::kInputs;
 }
 
-// padded: width of a line with its padding, of which `left` positions lie before it.
+// padded: width of a line with its padding, of which `left` positions lie before it. section: its channels.
 template <class P, class X>
-CS_TIER void list_active(const X* x, const Tensor& image, int left, int padded, int row_size,
+CS_TIER void list_active(const X* x, const Tensor& image, int left, int padded, int section, int row_size,
                          const ActiveList<P>& list) {
     int32_t found = 0;
     int32_t* begin = list.begin;
     for (int y = 0; y < image.height; ++y) {
-        for (int column = 0; column <= padded; ++column) {
-            *begin++ = found;
-            if (column < left || column >= left + image.width) continue;
-            found = list_position<P>(x, image.channels, column * image.channels, row_size, list.entry, found);
-            x += image.channels;
+        for (int column = 0; column < padded; ++column) {
+            const bool is_inside = column >= left && column < left + image.width;
+            for (int first = 0; first < image.channels; first += section) {
+                *begin++ = found;
+                const int channels = std::min(section, image.channels - first), row = column * image.channels + first;
+                if (is_inside) found = list_section<P>(x + first, channels, row, row_size, list.entry, found);
+            }
+            if (is_inside) x += image.channels;
         }
+        *begin++ = found;
     }
 }
 
-// Neighbouring taps of one line of the window in which a chunk of kernels has weights.
+// Neighbouring sections of one line of the window, [column, section], in which a chunk of kernels has weights.
 struct Run {
     int line, first, end;
 };
@@ -73,9 +77,9 @@ struct Run {
 // A run in a row of results.
 template <class P>
 struct RunRow {
-    const int32_t* begin;  // of the position that the first tap sees for the first result
-    int taps;              // of the run
-    int stride;            // positions from one result to the next
+    const int32_t* begin;  // of the section that the run begins with for the first result
+    int sections;          // of the run
+    int stride;            // sections from one result to the next
     int results;
     const Entry<P>* entry;
     const typename P::Weight* weight;  // [positions of a line, VECTORS, kLanes], for the first result
@@ -90,7 +94,7 @@ CS_TIER void add_run(const RunRow<P>& of) {
     const auto* weight = row.weight;
     int32_t* sums = row.sums;
     for (int i = 0; i < row.results; ++i, begin += row.stride, weight -= row.step, sums += VECTORS * kLanes) {
-        const Entry<P>*entry = row.entry + begin[0], *end = row.entry + begin[row.taps];
+        const Entry<P>*entry = row.entry + begin[0], *end = row.entry + begin[row.sections];
         if (entry == end) continue;
         typename P::Vector sum[VECTORS];
         CS_UNROLL for (int v = 0; v < VECTORS; ++v) sum[v] = P::load(sums + v * kLanes);
@@ -111,14 +115,14 @@ AddRun<P> add_run_of(int vectors, std::integer_sequence<int, kPairs...>) {
 }
 
 // For every chunk, the runs that it visits.
-std::vector<std::vector<Run>> find_runs(const Window& window, const std::vector<std::vector<int>>& chunks) {
+std::vector<std::vector<Run>> find_runs(int line_sections, const std::vector<std::vector<int>>& chunks) {
     std::vector<std::vector<Run>> found;
-    for (const auto& taps : chunks) {
+    for (const auto& sections : chunks) {
         std::vector<Run> runs;
-        for (int tap : taps) {
-            const int line = tap / window.kernel_w, column = tap % window.kernel_w;
-            const bool follows = !runs.empty() && runs.back().line == line && runs.back().end == column;
-            if (!follows) runs.push_back({line, column, column});
+        for (int section : sections) {
+            const int line = section / line_sections, place = section % line_sections;
+            const bool follows = !runs.empty() && runs.back().line == line && runs.back().end == place;
+            if (!follows) runs.push_back({line, place, place});
             ++runs.back().end;
         }
         found.push_back(std::move(runs));
@@ -131,22 +135,32 @@ struct Band {
     int y, x, height, width;
 };
 
+// Sections of 64 channels where these leave out clearly more than whole taps: each may end in half a pair.
+template <class W>
+UsedSections choose_sections(const LayerSpec& s) {
+    constexpr double kWorth = 0.75;
+    UsedSections taps = find_used_sections<W>(s, s.input.channels), sections = find_used_sections<W>(s, 64);
+    return sections.share() < kWorth * taps.share() ? sections : taps;
+}
+
 constexpr size_t kBandBytes = 16 << 10;  // of sums; about so much of the first-level cache
 
 template <class P>
 class ConvSelect final : public Step {
   public:
-    explicit ConvSelect(const LayerSpec& s) : ConvSelect(s, find_used_taps<typename P::Source>(s)) {}
+    explicit ConvSelect(const LayerSpec& s) : ConvSelect(s, choose_sections<typename P::Source>(s)) {}
 
-    ConvSelect(const LayerSpec& s, const UsedTaps& used)
+    ConvSelect(const LayerSpec& s, const UsedSections& used)
         : input_(s.input),
           output_(s.output),
           window_(s.window),
           pool_h_(s.pool_h),
           pool_w_(s.pool_w),
           width_(std::max(input_.width + window_.pad_left, (s.conv_width - 1) * window_.stride_w + window_.kernel_w)),
+          section_(used.channels),
+          sections_(used.sections),
           kernels_(s, choose_vectors(s, used)),
-          runs_(find_runs(s.window, chunk_taps(s, used, kernels_.size() / kGroup))),
+          runs_(find_runs(window_.kernel_w * sections_, chunk_sections(used, kernels_.size() / kGroup))),
           add_run_(add_run_of<P>(kernels_.vectors(), std::make_integer_sequence<int, kChunk / 2>())) {
         const int results = std::max<int>(1, kBandBytes / (sizeof(int32_t) * pool_h_ * pool_w_ * row_size()));
         band_.width = std::min(output_.width, results);
@@ -169,7 +183,8 @@ class ConvSelect final : public Step {
     }
 
   private:
-    int row_size() const { return kernels_.size(); }  // weights of an input and a chunk
+    int row_size() const { return kernels_.size(); }                           // weights of an input and a chunk
+    int64_t line_sections() const { return int64_t{width_} * sections_ + 1; }  // and where the last one ends
 
     // Where its parts lie in the scratch memory, behind the beginnings of the list.
     struct Layout {
@@ -177,17 +192,18 @@ class ConvSelect final : public Step {
     };
 
     Layout layout() const {
-        const size_t entries = input_.positions() * ((input_.channels + P::kInputs - 1) / P::kInputs) + kAhead;
+        const size_t entries = (section_ + P::kInputs - 1) / P::kInputs * sections_ * input_.positions() + kAhead;
         Layout at;
-        at.entries = round_up(sizeof(int32_t) * input_.height * (width_ + 1), kAlignment);
+        at.entries = round_up(sizeof(int32_t) * input_.height * line_sections(), kAlignment);
         at.sums = at.entries + round_up(sizeof(Entry<P>) * entries, kAlignment);
         at.end = at.sums + sizeof(int32_t) * band_.height * pool_h_ * band_.width * pool_w_ * row_size();
         return at;
     }
 
     void select(const std::byte* image, const ActiveList<P>& list) const {
-        with_elements<P>(image, input_.dtype,
-                         [&](const auto* x) { list_active<P>(x, input_, window_.pad_left, width_, row_size(), list); });
+        with_elements<P>(image, input_.dtype, [&](const auto* x) {
+            list_active<P>(x, input_, window_.pad_left, width_, section_, row_size(), list);
+        });
     }
 
     void run_chunk(const ActiveList<P>& list, int chunk, int32_t* sums, std::byte* out) const {
@@ -212,14 +228,13 @@ class ConvSelect final : public Step {
     // Adds what a run sees of the lines of the image.
     void add_run(const ActiveList<P>& list, int chunk, const Run& run, const Band& band, int32_t* sums) const {
         const int64_t tap_size = int64_t{input_.channels} * row_size();
-        const int width = band.width * pool_w_, left = band.x * pool_w_ * window_.stride_w + run.first;
-        const int64_t row = int64_t{run.line} * window_.kernel_w + run.first - left;
-        const auto* weight = kernels_.weight(chunk) + row * tap_size;
+        const int width = band.width * pool_w_, left = band.x * pool_w_ * window_.stride_w;
+        const auto* weight = kernels_.weight(chunk) + (int64_t{run.line} * window_.kernel_w - left) * tap_size;
         for (int i = 0; i < band.height * pool_h_; ++i, sums += width * row_size()) {
             const int y = (band.y * pool_h_ + i) * window_.stride_h - window_.pad_top + run.line;
             if (y < 0 || y >= input_.height) continue;
-            add_run_({list.begin + int64_t{y} * (width_ + 1) + left, run.end - run.first, window_.stride_w, width,
-                      list.entry, weight, window_.stride_w * tap_size, sums});
+            add_run_({list.begin + y * line_sections() + left * sections_ + run.first, run.end - run.first,
+                      window_.stride_w * sections_, width, list.entry, weight, window_.stride_w * tap_size, sums});
         }
     }
 
@@ -250,7 +265,8 @@ class ConvSelect final : public Step {
     Tensor input_, output_;
     Window window_;
     int pool_h_, pool_w_;
-    int width_;  // of a line with its padding
+    int width_;               // of a line with its padding
+    int section_, sections_;  // channels of a section; sections of a position
     Chunks<P> kernels_;
     std::vector<std::vector<Run>> runs_;  // of each chunk
     AddRun<P> add_run_;
@@ -262,7 +278,7 @@ std::unique_ptr<Step> make_conv_select(const LayerSpec& s) {
     // Offsets of rows have 32 bits, and so have numbers of entries.
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
     if (int64_t{s.input.width + s.window.pad_left} * s.input.channels * kChunk * kLanes > kMost) return nullptr;
-    if (s.input.size() + s.input.positions() > kMost) return nullptr;
+    if (s.input.size() + s.input.positions() * (s.input.channels / 64 + 1) > kMost) return nullptr;
     if (s.input.dtype == DType::f32) return std::make_unique<ConvSelect<Floats>>(s);
     return kIsExact || requantizes_exactly(s) ? std::make_unique<ConvSelect<Pairs>>(s) : nullptr;
 }

@@ -125,9 +125,10 @@ CS_TIER inline void list_many(const X* x, int channels, int row_size, int entrie
 template <class P>
 class ConvWinners final : public Step {
   public:
-    explicit ConvWinners(const LayerSpec& s) : ConvWinners(s, find_used_taps<typename P::Source>(s)) {}
+    explicit ConvWinners(const LayerSpec& s)
+        : ConvWinners(s, find_used_sections<typename P::Source>(s, s.input.channels)) {}
 
-    ConvWinners(const LayerSpec& s, const UsedTaps& used)
+    ConvWinners(const LayerSpec& s, const UsedSections& used)
         : input_(s.input),
           output_(s.output),
           window_(s.window),
@@ -139,7 +140,7 @@ class ConvWinners final : public Step {
           kernels_(s, choose_vectors(s, used)),
           sum_(sum_winners_of<P>(kernels_.vectors(), entries_, std::make_integer_sequence<int, kChunk / 2>())) {
         find_windows();
-        for (const auto& taps : chunk_taps(s, used, kernels_.size() / kGroup)) {
+        for (const auto& taps : chunk_sections(used, kernels_.size() / kGroup)) {
             taps_.emplace_back();
             for (int tap : taps) {
                 const int64_t row = int64_t{tap} * input_.channels * kernels_.size();

@@ -86,51 +86,56 @@ CS_TIER inline void add_products(const Entry<Pairs>& entry, const int16_t* weigh
 constexpr int kChunk = kTile / 3 * 2;  // the most vectors of sums in registers
 constexpr int kGroup = 2 * kLanes;     // kernels; a chunk has whole groups
 
-// Whether a group of kernels has a weight at a tap: [taps, groups].
-struct UsedTaps {
-    int groups;
+// A tap's channels in sections of equal size, and whether a group of kernels has a weight there: [taps, sections,
+// groups].
+struct UsedSections {
+    int channels, sections, groups;  // channels of a section; sections of a tap
     std::vector<char> used;
 
-    bool any(int tap, int first, int end) const {
-        const auto line = used.begin() + int64_t{tap} * groups;
+    bool any(int64_t section, int first, int end) const {
+        const auto line = used.begin() + section * groups;
         return std::any_of(line + first, line + std::min(end, groups), [](char is_used) { return is_used; });
     }
+    double share() const { return static_cast<double>(std::count(used.begin(), used.end(), 1)) / used.size(); }
 };
 
 template <class W>
-UsedTaps find_used_taps(const LayerSpec& s) {
-    const int taps = s.window.kernel_h * s.window.kernel_w, groups = (s.kernels + kGroup - 1) / kGroup;
-    UsedTaps found{groups, std::vector<char>(int64_t{taps} * groups)};
+UsedSections find_used_sections(const LayerSpec& s, int channels) {
+    const int sections = (s.input.channels + channels - 1) / channels, groups = (s.kernels + kGroup - 1) / kGroup;
+    const int64_t taps = int64_t{s.window.kernel_h} * s.window.kernel_w;
+    UsedSections found{channels, sections, groups, std::vector<char>(taps * sections * groups)};
     const auto* weight = static_cast<const W*>(s.dense);
     for (int64_t row = 0; row < s.rows; ++row, weight += s.kernels) {
-        char* used = &found.used[row / s.input.channels * groups];
+        const int64_t tap = row / s.input.channels, section = row % s.input.channels / channels;
+        char* used = &found.used[(tap * sections + section) * groups];
         for (int kernel = 0; kernel < s.kernels; ++kernel) used[kernel / kGroup] |= weight[kernel] != 0;
     }
     return found;
 }
 
-// For every chunk of so many groups of kernels, the taps at which it has weights.
-std::vector<std::vector<int>> chunk_taps(const LayerSpec& s, const UsedTaps& used, int groups) {
+// For every chunk of so many groups of kernels, the sections [tap, section] in which it has weights.
+std::vector<std::vector<int>> chunk_sections(const UsedSections& used, int groups) {
+    const auto sections = static_cast<int>(used.used.size() / used.groups);
     std::vector<std::vector<int>> chunks;
     for (int first = 0; first < used.groups; first += groups) {
         chunks.emplace_back();
-        for (int tap = 0; tap < s.window.kernel_h * s.window.kernel_w; ++tap) {
-            if (used.any(tap, first, first + groups)) chunks.back().push_back(tap);
+        for (int section = 0; section < sections; ++section) {
+            if (used.any(section, first, first + groups)) chunks.back().push_back(section);
         }
     }
     return chunks;
 }
 
 // Vectors of kernels in a chunk, an even number: visiting an entry costs about as much as four vectors of its products.
-int choose_vectors(const LayerSpec& s, const UsedTaps& used) {
+int choose_vectors(const LayerSpec& s, const UsedSections& used) {
     constexpr int kVisit = 4;
     const int all = static_cast<int>(round_up((s.kernels + kLanes - 1) / kLanes, 2));
     int best = 0;
     size_t least = std::numeric_limits<size_t>::max();
     for (int vectors = std::min(kChunk, all); vectors >= 2; vectors -= 2) {
-        size_t taps = 0;
-        for (const auto& chunk : chunk_taps(s, used, vectors / 2)) taps += chunk.size();
-        const size_t cost = taps * (kVisit + vectors);
+        size_t sections = 0;
+        for (const auto& chunk : chunk_sections(used, vectors / 2)) sections += chunk.size();
+        const size_t cost = sections * (kVisit + vectors);
         if (cost >= least) continue;
         least = cost;
         best = vectors;
