@@ -1,13 +1,13 @@
 // k winners take all, 8-bit and float32, local and global, with and without ranking factors: one body for the tiers
 // without VBMI2. A file that includes it includes the vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h) and
-// says how 64 bytes are compared (Bytes).
+// says how 64 bytes are compared (Bytes) and many counted (count_blocks).
 //
 // Why it is fast: no value moves. The threshold is found by bisection; a step compares whole vectors with a candidate
-// and counts the bits of the mask (POPCNT), whatever k is. Bytes take eight steps, and for scopes of up to 64 of them
-// several positions are interleaved, because one bisection is a chain of latencies. float32 values and ranks become
-// integers of the same order, once; their bisection ends as soon as exactly k values reach the candidate, which for n
-// different values takes about log2 n steps more than it takes to find their exponent. Ties at the threshold are cut
-// off by PDEP, which keeps the lowest set bits of a mask.
+// and counts, whatever k is. Bytes take eight steps. A tier may take many scopes of bytes at a time (many_scopes);
+// where few are left and small, several are interleaved, because one bisection is a chain of latencies. float32 values
+// and ranks become integers of the same order, once; their bisection ends as soon as exactly k values reach the
+// candidate, which for n different values takes about log2 n steps more than it takes to find their exponent. Ties at
+// the threshold are cut off by PDEP, which keeps the lowest set bits of a mask.
 #pragma once
 
 #include <algorithm>

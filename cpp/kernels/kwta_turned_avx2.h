@@ -1,10 +1,8 @@
-// k winners of many scopes of up to 256 bytes, avx2 tier: 32 scopes are turned, so that each has a byte lane of its
-// own.
+// k winners of many scopes of up to 256 bytes, avx2 tier: 32 scopes are turned, so that each has a byte lane.
 //
-// Why it is fast: a step of the bisection compares and counts a value of 32 scopes in two instructions, and no mask
-// leaves the vectors. Which of the values that equal a threshold still win is found in the same way: how many values
-// from the first on may win at it. With both, the scopes are passed on in their own order, in a few instructions a
-// vector.
+// Why it is fast: a step of the bisection compares and counts a value of 32 scopes in two instructions, and nothing
+// leaves the vectors on the way. The place of the last winner is found likewise: equal values are counted down until
+// none is left to win. By threshold and place the winners are then picked from the scopes as they lie.
 #pragma once
 
 #include <algorithm>
