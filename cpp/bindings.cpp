@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cpu_features.h"
+#include "kernels/arithmetic.h"
 #include "planner.h"
 #include "program.h"
 
@@ -260,7 +261,9 @@ class Builder {
 };
 
 py::array make_result(const Tensor& type, int64_t batch) {
-    return py::array(py::dtype(numpy_name(type.dtype)), std::vector<py::ssize_t>{batch, type.size()});
+    return with_type(type.dtype, [&](auto x) -> py::array {
+        return py::array_t<decltype(x)>(std::vector<py::ssize_t>{batch, type.size()});
+    });
 }
 
 struct Batch {

@@ -79,7 +79,8 @@ void Program::plan_memory(bool keep) {
 
 void Program::run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
                        ThreadPool::Turn* turn) const {
-    const std::byte* inputs[kMaxOperands] = {x};
+    const std::byte* inputs[kMaxOperands];  // few are used: zeros for all would take longer than the rest of this
+    inputs[0] = x;
     const std::vector<size_t>& operands = operands_[index];
     for (size_t i = 0; i < operands.size(); ++i) inputs[i] = arena + operands[i];
     const ProgramStep& step = steps_[index];

@@ -639,6 +639,10 @@ class Graph:
         height, width, channels = shape
         return (width, channels) if self.layout == "NWC" else (channels, height, width)
 
+    def keeps_order(self, shape: tuple[int, ...]) -> bool:
+        """Whether the values of a sample (its shape here) follow each other in memory as the caller has them."""
+        return self.layout != "NCHW" or len(shape) == 1 or shape[2] == 1 or shape[:2] == (1, 1)
+
     def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
         """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""
         swaps = self.layout == "NCHW" and x.ndim == 4

@@ -425,6 +425,23 @@ def test_k_winners(channels: int, dtype: str, scope: str) -> None:
             check((source, KWTA(name="k", inputs=("x",), k=k, scope=scope)), x)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("channels", [2, 5, 8, 9, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 255, 256, 257])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_k_winners_of_many_positions(channels: int, dtype: Any) -> None:
+    """Enough positions for kernels to take many of them together, and some more."""
+    rng = np.random.default_rng(channels)
+    bounds = np.iinfo(dtype)
+    for positions in (11, 12, 31, 32, 33, 43, 44, 77):
+        shape = (1, positions, channels)
+        source = Input(name="x", inputs=(), shape=shape, dtype=dtype, scale=1.0)
+        several = values(rng, (2, *shape), dtype, 0.8)
+        inputs = [several, (several // 64).astype(dtype)]
+        inputs += [rng.choice([low, low + 1], (2, *shape)).astype(dtype) for low in (bounds.min, bounds.max - 1)]
+        for k in sorted({1, 2, channels // 10 + 1, channels - 2, channels - 1} - {0}):
+            for x in inputs:
+                check((source, KWTA(name="k", inputs=("x",), k=k, scope="local")), x)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 65, 1500])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
 @pytest.mark.parametrize("scope", ["local", "global"])
