@@ -208,25 +208,24 @@ class ConvWinners final : public Step {
               windows_.data(), windows_.data() + windows_.size(), taps.data(), taps.data() + taps.size(),
               reinterpret_cast<const std::byte*>(kernels_.weight(chunk)), kernels_.bias(chunk), entries_, pools_tile(),
               sums});
-        for (int x = 0; x < output_.width; ++x) {
-            const int64_t position = int64_t{y} * output_.width + x;
-            kernels_.write(chunk, find_largest(sums), out + kernels_.place(chunk, position));
-            sums += windows_left() * kernels_.vectors();
-        }
+        find_largest(sums);
+        kernels_.write_row(chunk, sums, output_.width, int64_t{y} * output_.width, out);
     }
 
     bool pools_tile() const { return pool_h_ * pool_w_ == winners_tile(kernels_.vectors()); }
-    int windows_left() const { return pools_tile() ? 1 : pool_h_ * pool_w_; }  // of a result
 
-    // The largest of the sums of a result's windows, in the place of the first.
-    CS_TIER typename P::Vector* find_largest(typename P::Vector* sums) const {
-        const int vectors = kernels_.vectors();
-        for (int i = 1; i < windows_left(); ++i) {
-            for (int v = 0; v < vectors; ++v) {
-                P::store(sums + v, P::max(P::load(sums + v), P::load(sums + i * vectors + v)));
+    // Brings the sums of a result's windows to the largest of each, if tiles have not.
+    CS_TIER void find_largest(typename P::Vector* sums) const {
+        const int windows = pools_tile() ? 1 : pool_h_ * pool_w_, vectors = kernels_.vectors();
+        if (windows == 1) return;
+        const typename P::Vector* from = sums;
+        for (int x = 0; x < output_.width; ++x, from += windows * vectors) {
+            for (int v = 0; v < vectors; ++v, ++sums) {
+                auto value = P::load(from + v);
+                for (int i = 1; i < windows; ++i) value = P::max(value, P::load(from + i * vectors + v));
+                P::store(sums, value);
             }
         }
-        return sums;
     }
 
     Tensor input_, output_;

@@ -176,6 +176,20 @@ class Chunks {
         return (position * kernels_ + chunk * size()) * static_cast<int64_t>(element_bytes(dtype_));
     }
 
+    // Writes the results of positions that follow each other from their sums [count, vectors].
+    CS_TIER void write_row(int chunk, const typename P::Vector* sums, int count, int64_t position,
+                           std::byte* out) const {
+        int i = 0;
+        if constexpr (kWide == 2 && P::kInputs == 2) {
+            const bool is_whole = vectors_ == 2 && in_float_ && (chunk + 1) * size() <= kernels_;
+            for (; is_whole && i + 2 <= count; i += 2) {
+                P::template write_four<2>(out + place(chunk, position + i), kernels_, sums + 2 * i,
+                                          &scale_[chunk * size()], dtype_);
+            }
+        }
+        for (; i < count; ++i) write(chunk, sums + i * vectors_, out + place(chunk, position + i));
+    }
+
     // Writes the results of a position from its sums.
     CS_TIER void write(int chunk, const typename P::Vector* sums, std::byte* out) const {
         const int first = chunk * size(), kernels = std::min(size(), kernels_ - first);
