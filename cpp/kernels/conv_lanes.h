@@ -50,19 +50,20 @@ struct Tile {
 // Writes the sums [COLUMNS, VECTORS] of a row of positions, or the largest of each 2 x 2 positions of two rows.
 template <class P, int VECTORS, int ROWS, int COLUMNS>
 CS_TIER inline void sum_tile(const Block& block, const std::byte* input, typename P::Vector* sums) {
-    typename P::Vector sum[ROWS][COLUMNS][VECTORS], weight[VECTORS];
-    CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(block.bias + v * kLanes);
+    constexpr int kSums = VECTORS * P::kParts;
+    typename P::Vector sum[ROWS][COLUMNS][kSums], weight[kSums];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::begin(block.bias + v * kLanes, weight + v * P::kParts);
     CS_UNROLL for (auto& row : sum) {
-        CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < VECTORS; ++v) one[v] = weight[v]; }
+        CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < kSums; ++v) one[v] = weight[v]; }
     }
     for (int n = 0; n < block.count; ++n) {
-        const std::byte* from = block.weight + int64_t{n} * (VECTORS * kLanes * 4);
-        CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(from + v * kLanes * 4);
+        const std::byte* from = block.weight + int64_t{n} * (kSums * kLanes * 4);
+        CS_UNROLL for (int v = 0; v < kSums; ++v) weight[v] = P::load(from + v * kLanes * 4);
         const std::byte* unit = input + block.offset[n];
         CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += block.row_stride) {
             CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
                 const auto one = P::broadcast(unit + c * block.column_stride);
-                CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+                CS_UNROLL for (int v = 0; v < kSums; ++v) {
                     sum[r][c][v] = P::multiply_add(sum[r][c][v], one, weight[v]);
                 }
             }
@@ -70,9 +71,11 @@ CS_TIER inline void sum_tile(const Block& block, const std::byte* input, typenam
     }
     CS_UNROLL for (int c = 0; c < COLUMNS; c += ROWS) {
         CS_UNROLL for (int v = 0; v < VECTORS; ++v, ++sums) {
-            auto value = sum[0][c][v];
+            const int first = v * P::kParts;
+            auto value = P::join(sum[0][c] + first);
             if constexpr (ROWS == 2) {
-                value = P::max(P::max(value, sum[0][c + 1][v]), P::max(sum[1][c][v], sum[1][c + 1][v]));
+                value = P::max(P::max(value, P::join(sum[0][c + 1] + first)),
+                               P::max(P::join(sum[1][c] + first), P::join(sum[1][c + 1] + first)));
             }
             P::store(sums, value);
         }
@@ -92,7 +95,7 @@ template <class P>
 using SumTiles = void (*)(const Block&, const std::byte*, const Tile*, int, typename P::Vector*);
 
 // Columns of the largest tile, of which there are as many as rows, or a multiple.
-constexpr int most_columns(int vectors, int rows) { return kTile / vectors / rows / rows * rows; }
+constexpr int most_columns(int sums, int rows) { return kTile / sums / rows / rows * rows; }
 
 template <class P, int VECTORS, int ROWS, int... kSteps>
 SumTiles<P> sum_tiles_of(int columns, std::integer_sequence<int, kSteps...>) {
@@ -102,8 +105,8 @@ SumTiles<P> sum_tiles_of(int columns, std::integer_sequence<int, kSteps...>) {
 
 template <class P, int VECTORS, int ROWS>
 SumTiles<P> sum_tiles_of(int columns) {
-    return sum_tiles_of<P, VECTORS, ROWS>(columns,
-                                          std::make_integer_sequence<int, most_columns(VECTORS, ROWS) / ROWS>());
+    constexpr int kSteps = most_columns(VECTORS * P::kParts, ROWS) / ROWS;
+    return sum_tiles_of<P, VECTORS, ROWS>(columns, std::make_integer_sequence<int, kSteps>());
 }
 
 // Where the results of a block of kernels go.
@@ -137,31 +140,37 @@ CS_TIER void finish(const typename P::Vector* sums, int count, const Destination
     }
 }
 
+// How a layer is multiplied: kernels in a block, in vectors, and inputs in a unit.
+struct Shape {
+    int vectors, inputs;
+};
+
 // For every block of kernels, the units in which any of them has a weight.
 struct UnitLists {
-    int vectors;                 // in a block
+    Shape shape;
+    int sums;                    // vectors that a position of a block is summed in
     std::vector<int32_t> begin;  // [blocks + 1]
     std::vector<int32_t> row;    // [n], first row of each unit in the matrix of weights
 
     int blocks() const { return static_cast<int>(begin.size()) - 1; }
     // What the products take: to load an input, or a weight, costs half a multiplication.
-    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * vectors + 1); }
+    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * sums + 1); }
 };
 
 // all: list every unit, as a dense layer does.
 template <class P>
-UnitLists list_units(const LayerSpec& s, int vectors, bool all) {
+UnitLists list_units(const LayerSpec& s, Shape shape, bool all) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
     const int width = s.window.kernel_w * s.input.channels;  // of a line of the window
-    UnitLists lists{vectors, {}, {}};
-    for (int first = 0; first < s.kernels; first += vectors * kLanes) {
+    UnitLists lists{shape, shape.vectors * shape.inputs / P::kInputs, {}, {}};
+    for (int first = 0; first < s.kernels; first += shape.vectors * kLanes) {
         lists.begin.push_back(static_cast<int32_t>(lists.row.size()));
-        const int kernels = std::min(vectors * kLanes, s.kernels - first);
+        const int kernels = std::min(shape.vectors * kLanes, s.kernels - first);
         for (int row = 0; row < s.window.kernel_h * width;) {
             const auto* weight = dense + int64_t{row} * s.kernels + first;
             if (all || std::any_of(weight, weight + kernels, [](auto w) { return w != 0; })) {
                 lists.row.push_back(row);
-                row += std::min(P::kInputs, width - row % width);
+                row += std::min(shape.inputs, width - row % width);
             } else {
                 ++row;
             }
@@ -171,31 +180,46 @@ UnitLists list_units(const LayerSpec& s, int vectors, bool all) {
     return lists;
 }
 
-// In blocks as wide as pays for the weights at hand.
+// In the shape that pays for the weights at hand.
 template <class P>
 UnitLists best_unit_lists(const LayerSpec& s, bool all) {
-    UnitLists best = list_units<P>(s, 1, all);
-    for (int vectors = 2; vectors <= kWide; ++vectors) {
-        UnitLists wider = list_units<P>(s, vectors, all);
-        if (wider.cost() < best.cost()) best = std::move(wider);
+    UnitLists best = list_units<P>(s, {1, P::kInputs}, all);
+    if constexpr (kWide == 2) {
+        std::vector<Shape> shapes{{2, P::kInputs}};
+        if constexpr (P::kInputs == 2) shapes.push_back({1, P::Quads::kInputs});
+        for (const Shape shape : shapes) {
+            UnitLists other = list_units<P>(s, shape, all);
+            if (other.cost() < best.cost()) best = std::move(other);
+        }
     }
     return best;
 }
 
-// The weights of the units: [n, vectors, kLanes, kInputs].
+template <class P>
+int place_in_unit(const UnitLists& lists, int kernel, int input) {
+    if constexpr (kWide == 2 && P::kInputs == 2) {
+        if (lists.shape.inputs == P::Quads::kInputs) return P::Quads::place_in_unit(kernel, input);
+    }
+    return kernel * P::kInputs + input;
+}
+
+// The weights of the units: [n, sums, kLanes, P::kInputs].
 template <class P>
 AlignedVector<typename P::Weight> unit_weights(const LayerSpec& s, const UnitLists& lists) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
-    const int width = s.window.kernel_w * s.input.channels, block = lists.vectors * kLanes;
-    AlignedVector<typename P::Weight> weight(lists.row.size() * block * P::kInputs);
+    const int width = s.window.kernel_w * s.input.channels, block = lists.shape.vectors * kLanes;
+    const int size = block * lists.shape.inputs;
+    AlignedVector<typename P::Weight> weight(lists.row.size() * size);
     auto* to = weight.data();
     for (int b = 0; b < lists.blocks(); ++b) {
         const int kernels = std::min(block, s.kernels - b * block);
-        for (int n = lists.begin[b]; n < lists.begin[b + 1]; ++n, to += block * P::kInputs) {
-            const int row = lists.row[n], inputs = std::min(P::kInputs, width - row % width);
+        for (int n = lists.begin[b]; n < lists.begin[b + 1]; ++n, to += size) {
+            const int row = lists.row[n], inputs = std::min(lists.shape.inputs, width - row % width);
             for (int i = 0; i < inputs; ++i) {
                 const auto* from = dense + int64_t{row + i} * s.kernels + b * block;
-                for (int kernel = 0; kernel < kernels; ++kernel) to[kernel * P::kInputs + i] = from[kernel];
+                for (int kernel = 0; kernel < kernels; ++kernel) {
+                    to[place_in_unit<P>(lists, kernel, i)] = from[kernel];
+                }
             }
         }
     }
@@ -284,7 +308,7 @@ class Conv final : public Step {
 
     // Tiles of two widths, which differ by one result.
     void choose_tiles(int rows, int positions) {
-        const int limit = most_columns(lists_.vectors, pool_) / pool_;
+        const int limit = most_columns(lists_.sums, pool_) / pool_;
         const int tiles = (positions + limit - 1) / limit, most = (positions + tiles - 1) / tiles;
         const int narrow = tiles * most - positions;
         tiles_ = {Tiles<P>{most, nullptr, {}}, Tiles<P>{most - 1, nullptr, {}}};
@@ -312,18 +336,21 @@ class Conv final : public Step {
 
     void choose_functions() {
         if constexpr (kWide == 2) {
-            if (lists_.vectors == 2) return choose_functions<2>();
+            if (lists_.shape.vectors == 2) return choose_functions<P, 2>();
+            if constexpr (P::kInputs == 2) {
+                if (lists_.shape.inputs == P::Quads::kInputs) return choose_functions<typename P::Quads, 1>();
+            }
         }
-        choose_functions<1>();
+        choose_functions<P, 1>();
     }
 
-    template <int VECTORS>
+    template <class Units, int VECTORS>
     void choose_functions() {
         finish_ = finish<P, VECTORS>;
         for (Tiles<P>& tiles : tiles_) {
             if (tiles.results == 0) continue;
-            tiles.sum = pool_ == 2 ? sum_tiles_of<P, VECTORS, 2>(tiles.results * 2)  //
-                                   : sum_tiles_of<P, VECTORS, 1>(tiles.results);
+            tiles.sum = pool_ == 2 ? sum_tiles_of<Units, VECTORS, 2>(tiles.results * 2)  //
+                                   : sum_tiles_of<Units, VECTORS, 1>(tiles.results);
         }
     }
 
@@ -342,7 +369,7 @@ class Conv final : public Step {
     template <class X>
     CS_TIER void copy_lines(const std::byte* image, std::byte* to) const {
         if (height_ > input_.height || width_ > input_.width) std::memset(to, 0, line_bytes() * height_);
-        std::memset(to + line_bytes() * height_, 0, sizeof(int32_t));  // the last unit may reach beyond its line
+        std::memset(to + line_bytes() * height_, 0, sizeof(int64_t));  // the last unit may reach beyond its line
         const auto* from = reinterpret_cast<const X*>(image);
         const int64_t size = int64_t{input_.width} * input_.channels;
         for (int y = 0; y < input_.height; ++y, from += size) {
@@ -353,10 +380,10 @@ class Conv final : public Step {
     }
 
     CS_TIER void run_block(int b, const Span& span, const std::byte* image, std::byte* out) const {
-        const int kernel = b * lists_.vectors * kLanes, begin = lists_.begin[b];
+        const int kernel = b * lists_.shape.vectors * kLanes, begin = lists_.begin[b];
         const Block block{
             offset_.data() + begin,
-            reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.vectors * kLanes * 4,
+            reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.sums * kLanes * 4,
             lists_.begin[b + 1] - begin,
             bias_.data() + kernel,
             row_stride(),
@@ -364,7 +391,7 @@ class Conv final : public Step {
         const Destination to{
             out + span.first * pixel_bytes() + kernel * static_cast<int64_t>(element_bytes(output_.dtype)),
             pixel_bytes(),
-            std::min(lists_.vectors * kLanes, kernels_ - kernel),
+            std::min(lists_.shape.vectors * kLanes, kernels_ - kernel),
             scale_.empty() ? nullptr : scale_.data() + kernel,
             output_.dtype,
             in_float_};
