@@ -201,13 +201,11 @@ struct Quads : Pairs {
         parts[0] = _mm256_unpacklo_epi32(bias_s32x8, _mm256_setzero_si256());
         parts[1] = _mm256_unpackhi_epi32(bias_s32x8, _mm256_setzero_si256());
     }
-    // In the order written: the compiler would multiply many inputs first and run out of registers.
-    CS_AVX2 static Vector multiply_add(Vector sum_s32x8, Vector input_s16x16, Vector weight_s16x16) {
-        Vector sum = Pairs::multiply_add(sum_s32x8, input_s16x16, weight_s16x16);
-        asm volatile("" : "+x"(sum));
-        return sum;
+    CS_AVX2 static Vector join(const Vector* parts) {
+        Vector a = parts[0], b = parts[1];
+        asm("" : "+x"(a), "+x"(b));
+        return _mm256_hadd_epi32(a, b);
     }
-    CS_AVX2 static Vector join(const Vector* parts) { return _mm256_hadd_epi32(parts[0], parts[1]); }
 
     // Of a weight among the 32 of a unit, so that joining gives the kernels in order.
     static int place_in_unit(int kernel, int input) {
