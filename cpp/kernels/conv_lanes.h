@@ -40,6 +40,7 @@ struct Block {
     const int32_t* bias;    // [VECTORS, kLanes], the bits of what sums begin with
     int64_t row_stride;     // bytes to the next row of positions
     int64_t column_stride;  // bytes to the next position
+    int64_t skipped;        // bytes of the image before those that are held
 };
 
 struct Tile {
@@ -87,7 +88,7 @@ template <class P, int VECTORS, int ROWS, int COLUMNS>
 CS_TIER void sum_tiles(const Block& b, const std::byte* image, const Tile* tile, int count, typename P::Vector* sums) {
     const Block block = b;  // stores could change what it refers to, for all the compiler knows
     for (const Tile* end = tile + count; tile < end; ++tile) {
-        sum_tile<P, VECTORS, ROWS, COLUMNS>(block, image + tile->input, sums + tile->first * VECTORS);
+        sum_tile<P, VECTORS, ROWS, COLUMNS>(block, image + (tile->input - block.skipped), sums + tile->first * VECTORS);
     }
 }
 
@@ -145,6 +146,8 @@ struct Shape {
     int vectors, inputs;
 };
 
+constexpr int kEnds = 5;
+
 // For every block of kernels, the units in which any of them has a weight.
 struct UnitLists {
     Shape shape;
@@ -153,8 +156,8 @@ struct UnitLists {
     std::vector<int32_t> row;    // [n], first row of each unit in the matrix of weights
 
     int blocks() const { return static_cast<int>(begin.size()) - 1; }
-    // What the products take: to load an input, or a weight, costs half a multiplication.
-    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * sums + 1); }
+    // In halves of a multiplication, which is what an input costs to load; to begin and to end a sum costs ten.
+    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * sums + 1) + int64_t{blocks()} * sums * kEnds; }
 };
 
 // all: list every unit, as a dense layer does.
@@ -239,11 +242,20 @@ struct Span {
     int64_t first;  // result
     int results;
     std::array<int, 2> begin, end;  // tiles
+    int from, until;                // lines of the image that they read
+};
+
+// Lines of the image, with its padding, that are held as they are multiplied.
+struct Lines {
+    int begin = 0, end = 0;
 };
 
 // Results of a span: a block goes through all of them, so that its weights are read once from the second-level cache,
 // and their sums stay in the first.
 constexpr int kSpan = 64;
+
+// Lines of an image that are held, in those that a span reads: the more, the fewer are moved.
+constexpr int kHold = 2;
 
 template <class P>
 class Conv final : public Step {
@@ -275,19 +287,23 @@ class Conv final : public Step {
         } else {
             choose_tiles(output_.height, output_.width);
         }
+        for (const Span& span : spans_) held_ = std::max(held_, kHold * (span.until - span.from));
+        held_ = std::min(held_, height_);
         choose_functions();
     }
 
-    size_t scratch_bytes() const override { return copied_ ? line_bytes() * height_ + kSlack : 0; }
+    size_t scratch_bytes() const override { return copied_ ? line_bytes() * held_ + kSlack : 0; }
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
-            if (copied_) image = copy(image, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
+            Lines lines;
             for (const Span& span : spans_) {
-                for (int b = 0; b < lists_.blocks(); ++b) run_block(b, span, image, out);
+                if (copied_) hold(span, image, call.scratch, &lines);
+                const auto* held = copied_ ? call.scratch : image;
+                for (int b = 0; b < lists_.blocks(); ++b) run_block(b, span, held, lines.begin * line_bytes(), out);
             }
         }
     }
@@ -326,9 +342,13 @@ class Conv final : public Step {
         if (spans_.empty() || result + results - spans_.back().first > kSpan) {
             const std::array<int, 2> next{static_cast<int>(tiles_[0].tile.size()),
                                           static_cast<int>(tiles_[1].tile.size())};
-            spans_.push_back({result, 0, next, next});
+            spans_.push_back({result, 0, next, next, static_cast<int>(input / line_bytes()), 0});
         }
+        const int64_t window = (window_.kernel_h - 1) * line_bytes() +
+                               int64_t{window_.kernel_w} * input_.channels * static_cast<int64_t>(sizeof(Input));
+        const int64_t last = (pool_ - 1) * row_stride() + (results * pool_ - 1) * column_stride();
         Span& span = spans_.back();
+        span.until = static_cast<int>((input + last + window - 1) / line_bytes()) + 1;
         ++span.end[width];
         span.results += results;
         tiles_[width].tile.push_back({input, result - span.first});
@@ -354,32 +374,42 @@ class Conv final : public Step {
         }
     }
 
-    // The image with its padding, as the units are multiplied.
-    const std::byte* copy(const std::byte* image, std::byte* to) const {
-        if constexpr (std::is_same_v<Input, float>) {
-            copy_lines<float>(image, to);
-        } else if (input_.dtype == DType::u8) {
-            copy_lines<uint8_t>(image, to);
-        } else {
-            copy_lines<int8_t>(image, to);
+    // Copies the lines that a span reads and that are not held yet; where there is no room left, over earlier ones.
+    void hold(const Span& span, const std::byte* image, std::byte* to, Lines* lines) const {
+        if (span.until - lines->begin > held_) {
+            const int kept = std::max(lines->end - span.from, 0);
+            std::memmove(to, to + (span.from - lines->begin) * line_bytes(), kept * line_bytes());
+            *lines = {span.from, span.from + kept};
         }
-        return to;
+        for (; lines->end < span.until; ++lines->end) {
+            copy_line(lines->end - window_.pad_top, image, to + (lines->end - lines->begin) * line_bytes());
+        }
+    }
+
+    // Line y of the image with its padding, and what the last unit may reach beyond it.
+    void copy_line(int y, const std::byte* image, std::byte* to) const {
+        if (y < 0 || y >= input_.height) {
+            std::memset(to, 0, line_bytes() + sizeof(int64_t));
+        } else if constexpr (std::is_same_v<Input, float>) {
+            copy_line<float>(y, image, to);
+        } else if (input_.dtype == DType::u8) {
+            copy_line<uint8_t>(y, image, to);
+        } else {
+            copy_line<int8_t>(y, image, to);
+        }
     }
 
     template <class X>
-    CS_TIER void copy_lines(const std::byte* image, std::byte* to) const {
-        if (height_ > input_.height || width_ > input_.width) std::memset(to, 0, line_bytes() * height_);
-        std::memset(to + line_bytes() * height_, 0, sizeof(int64_t));  // the last unit may reach beyond its line
-        const auto* from = reinterpret_cast<const X*>(image);
-        const int64_t size = int64_t{input_.width} * input_.channels;
-        for (int y = 0; y < input_.height; ++y, from += size) {
-            auto* line = reinterpret_cast<Input*>(to + (y + window_.pad_top) * line_bytes());
-            line += window_.pad_left * input_.channels;
-            for (int64_t i = 0; i < size; ++i) line[i] = from[i];
-        }
+    CS_TIER void copy_line(int y, const std::byte* image, std::byte* to) const {
+        const int64_t size = int64_t{input_.width} * input_.channels, left = int64_t{window_.pad_left} * input_.channels;
+        const auto* from = reinterpret_cast<const X*>(image) + y * size;
+        auto* line = reinterpret_cast<Input*>(to);
+        std::memset(line, 0, left * sizeof(Input));
+        for (int64_t i = 0; i < size; ++i) line[left + i] = from[i];
+        std::memset(line + left + size, 0, line_bytes() - (left + size) * sizeof(Input) + sizeof(int64_t));
     }
 
-    CS_TIER void run_block(int b, const Span& span, const std::byte* image, std::byte* out) const {
+    CS_TIER void run_block(int b, const Span& span, const std::byte* image, int64_t skipped, std::byte* out) const {
         const int kernel = b * lists_.shape.vectors * kLanes, begin = lists_.begin[b];
         const Block block{
             offset_.data() + begin,
@@ -387,7 +417,8 @@ class Conv final : public Step {
             lists_.begin[b + 1] - begin,
             bias_.data() + kernel,
             row_stride(),
-            column_stride()};
+            column_stride(),
+            skipped};
         const Destination to{
             out + span.first * pixel_bytes() + kernel * static_cast<int64_t>(element_bytes(output_.dtype)),
             pixel_bytes(),
@@ -408,6 +439,7 @@ class Conv final : public Step {
     int kernels_, pool_;
     int height_, width_;  // of the image with its padding
     bool copied_;
+    int held_ = 0;  // lines, if it is
     UnitLists lists_;
     std::vector<int32_t> offset_;  // of each unit from a window's first input, in bytes
     AlignedVector<typename P::Weight> weight_;
