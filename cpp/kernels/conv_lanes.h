@@ -122,7 +122,8 @@ struct Destination {
 
 // Sums [count, VECTORS] on their way out.
 template <class P, int VECTORS>
-CS_TIER void finish(const typename P::Vector* sums, int count, const Destination& to) {
+CS_TIER void finish(const typename P::Vector* sums, int count, const Destination& destination) {
+    const Destination to = destination;  // as above
     std::byte* out = to.output;
     int i = 0;
     if constexpr (P::kInputs == 2) {
