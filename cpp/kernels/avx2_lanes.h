@@ -204,7 +204,10 @@ struct Quads : Pairs {
     CS_AVX2 static Vector join(const Vector* parts) {
         Vector a = parts[0], b = parts[1];
         asm("" : "+x"(a), "+x"(b));
-        return _mm256_hadd_epi32(a, b);
+        const __m256 a_f32x8 = _mm256_castsi256_ps(a), b_f32x8 = _mm256_castsi256_ps(b);
+        const __m256 even_f32x8 = _mm256_shuffle_ps(a_f32x8, b_f32x8, _MM_SHUFFLE(2, 0, 2, 0));
+        const __m256 odd_f32x8 = _mm256_shuffle_ps(a_f32x8, b_f32x8, _MM_SHUFFLE(3, 1, 3, 1));
+        return _mm256_add_epi32(_mm256_castps_si256(even_f32x8), _mm256_castps_si256(odd_f32x8));
     }
 
     // Of a weight among the 32 of a unit, so that joining gives the kernels in order.
