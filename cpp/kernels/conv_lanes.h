@@ -5,12 +5,13 @@
 // unit of one position, four bytes, is broadcast from memory, which costs a load and no vector port. A unit is one
 // float32, multiplied and added by one instruction, or two int8 widened to 16 bits, which VPMADDWD multiplies and adds
 // to 32 bits without ever saturating: 1.5 instructions in place of VPDPBUSD's half. A tile of up to 12 sums (28 with 32
-// registers) stays in registers: 12 positions of one vector of kernels or, where it pays (kWide), six of two, which
-// share what is broadcast. Units in which a block has no weight are not in its list, which holds offsets into the
-// input: absent weights cost nothing, present ones no index.
+// registers) stays in registers: 12 positions of one vector of kernels or, where it pays (kWide), six of two sums,
+// which share what is broadcast: of two vectors of kernels or, in units of four int8, of the two halves of one. Units
+// in which a block has no weight are not in its list, which holds offsets into the input: absent weights cost nothing,
+// present ones no index.
 //
 // A block goes through the tiles of a span of results, whose sums are then requantized together, in whole vectors of
-// bytes.
+// bytes. The lines of the image that a span reads are padded and widened just before, and lie in the nearest caches.
 //
 // A unit begins at any input with a weight, but never straddles the lines of a window: the last one of a line may have
 // a weight of zero.
@@ -147,7 +148,7 @@ struct Shape {
     int vectors, inputs;
 };
 
-constexpr int kEnds = 5;
+constexpr int kEnds = 3;
 
 // For every block of kernels, the units in which any of them has a weight.
 struct UnitLists {
@@ -157,8 +158,10 @@ struct UnitLists {
     std::vector<int32_t> row;    // [n], first row of each unit in the matrix of weights
 
     int blocks() const { return static_cast<int>(begin.size()) - 1; }
-    // In halves of a multiplication, which is what an input costs to load; to begin and to end a sum costs ten.
-    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * sums + 1) + int64_t{blocks()} * sums * kEnds; }
+    // In halves of a multiplication: to load an input, or a weight, costs one, to begin and to end a sum kEnds.
+    int64_t cost() const {
+        return static_cast<int64_t>(row.size()) * (2 * sums + 1) + int64_t{blocks()} * sums * kEnds;
+    }
 };
 
 // all: list every unit, as a dense layer does.
@@ -199,6 +202,7 @@ UnitLists best_unit_lists(const LayerSpec& s, bool all) {
     return best;
 }
 
+// Of a weight among those of a unit.
 template <class P>
 int place_in_unit(const UnitLists& lists, int kernel, int input) {
     if constexpr (kWide == 2 && P::kInputs == 2) {
@@ -402,7 +406,8 @@ class Conv final : public Step {
 
     template <class X>
     CS_TIER void copy_line(int y, const std::byte* image, std::byte* to) const {
-        const int64_t size = int64_t{input_.width} * input_.channels, left = int64_t{window_.pad_left} * input_.channels;
+        const int64_t size = int64_t{input_.width} * input_.channels,
+                      left = int64_t{window_.pad_left} * input_.channels;
         const auto* from = reinterpret_cast<const X*>(image) + y * size;
         auto* line = reinterpret_cast<Input*>(to);
         std::memset(line, 0, left * sizeof(Input));
