@@ -203,6 +203,7 @@ struct Quads : Pairs {
     }
     CS_AVX2 static Vector join(const Vector* parts) {
         Vector a = parts[0], b = parts[1];
+        // Or the compiler takes what leaves a loop for other sums than those within, and keeps these in memory.
         asm("" : "+x"(a), "+x"(b));
         const __m256 a_f32x8 = _mm256_castsi256_ps(a), b_f32x8 = _mm256_castsi256_ps(b);
         const __m256 even_f32x8 = _mm256_shuffle_ps(a_f32x8, b_f32x8, _MM_SHUFFLE(2, 0, 2, 0));

@@ -301,6 +301,9 @@ class Conv final : public Step {
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
+        // The padding beside the lines stays, whichever lines are held.
+        const bool padded = height_ > input_.height || width_ > input_.width;
+        if (padded) std::memset(call.scratch, 0, line_bytes() * held_ + sizeof(int64_t));
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
             auto* out = sample<std::byte>(call.output, output_, n);
@@ -386,33 +389,31 @@ class Conv final : public Step {
             std::memmove(to, to + (span.from - lines->begin) * line_bytes(), kept * line_bytes());
             *lines = {span.from, span.from + kept};
         }
-        for (; lines->end < span.until; ++lines->end) {
-            copy_line(lines->end - window_.pad_top, image, to + (lines->end - lines->begin) * line_bytes());
-        }
-    }
-
-    // Line y of the image with its padding, and what the last unit may reach beyond it.
-    void copy_line(int y, const std::byte* image, std::byte* to) const {
-        if (y < 0 || y >= input_.height) {
-            std::memset(to, 0, line_bytes() + sizeof(int64_t));
-        } else if constexpr (std::is_same_v<Input, float>) {
-            copy_line<float>(y, image, to);
+        std::byte* next = to + (lines->end - lines->begin) * line_bytes();
+        if constexpr (std::is_same_v<Input, float>) {
+            copy_lines<float>(lines->end, span.until, image, next);
         } else if (input_.dtype == DType::u8) {
-            copy_line<uint8_t>(y, image, to);
+            copy_lines<uint8_t>(lines->end, span.until, image, next);
         } else {
-            copy_line<int8_t>(y, image, to);
+            copy_lines<int8_t>(lines->end, span.until, image, next);
         }
+        lines->end = std::max(lines->end, span.until);
     }
 
+    // Of the image with its padding, without what lies beside its lines.
     template <class X>
-    CS_TIER void copy_line(int y, const std::byte* image, std::byte* to) const {
-        const int64_t size = int64_t{input_.width} * input_.channels,
-                      left = int64_t{window_.pad_left} * input_.channels;
-        const auto* from = reinterpret_cast<const X*>(image) + y * size;
-        auto* line = reinterpret_cast<Input*>(to);
-        std::memset(line, 0, left * sizeof(Input));
-        for (int64_t i = 0; i < size; ++i) line[left + i] = from[i];
-        std::memset(line + left + size, 0, line_bytes() - (left + size) * sizeof(Input) + sizeof(int64_t));
+    CS_TIER void copy_lines(int begin, int end, const std::byte* image, std::byte* to) const {
+        const int64_t size = int64_t{input_.width} * input_.channels, bytes = line_bytes();
+        for (int y = begin - window_.pad_top; y < end - window_.pad_top; ++y, to += bytes) {
+            if (y < 0 || y >= input_.height) {
+                std::memset(to, 0, bytes);
+                continue;
+            }
+            const auto* from = reinterpret_cast<const X*>(image) + y * size;
+            auto* line = reinterpret_cast<Input*>(to) + window_.pad_left * input_.channels;
+            for (int64_t i = 0; i < size; ++i) line[i] = from[i];
+            std::memset(line + size, 0, sizeof(int64_t));  // the last unit may reach beyond its line
+        }
     }
 
     CS_TIER void run_block(int b, const Span& span, const std::byte* image, int64_t skipped, std::byte* out) const {
