@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -153,12 +154,15 @@ class LinearPacked final : public Linear<typename E::Numbers> {
   public:
     LinearPacked(const LayerSpec& s, bool select)
         : Linear<typename E::Numbers>(s, select, E::kUnits, s.packed->row_blocks), parts_(s.packed->v / E::kKernels) {
-        begin_.push_back(0);
+        std::vector<int> groups;  // of every row
         for (int row = 0; row < s.packed->row_blocks; ++row) {
             int entries = 0;
             for (int e = 0; e < s.packed->sets * parts_; ++e) entries += first_kernel(s, row, e) >= 0;
-            begin_.push_back(begin_.back() + (entries + kGroup - 1) / kGroup);
+            groups.push_back((entries + kGroup - 1) / kGroup);
         }
+        usual_ = choose_usual(groups);
+        begin_.push_back(0);
+        for (const int count : groups) begin_.push_back(begin_.back() + std::max(count, usual_));
         weight_.resize(int64_t{begin_.back()} * kGroup * E::kWeights);
         target_.resize(int64_t{begin_.back()} * kGroup);
         for (int row = 0; row < s.packed->row_blocks; ++row) lay_out(s, row);
@@ -171,6 +175,21 @@ class LinearPacked final : public Linear<typename E::Numbers> {
     using Source = typename E::Numbers::Source;
     static constexpr int kGroup = std::max(1, 64 / static_cast<int>(E::kWeights * sizeof(Source)));  // entries at once
     static_assert(kGroup * E::kKernels <= kSpare);
+
+    // How many groups rows are filled up to, so that loops over them end where they usually do: a longer row costs a
+    // misprediction, which takes about as long as three groups.
+    static int choose_usual(const std::vector<int>& groups) {
+        int usual = 0;
+        int64_t least = std::numeric_limits<int64_t>::max();
+        for (int candidate = *std::max_element(groups.begin(), groups.end()); candidate >= 0; --candidate) {
+            int64_t cost = 0;
+            for (const int count : groups) cost += count > candidate ? count + 3 : candidate;
+            if (cost >= least) continue;
+            least = cost;
+            usual = candidate;
+        }
+        return usual;
+    }
 
     // Of entry e, of part e % parts_ of a set; -1 if it is nobody's.
     int first_kernel(const LayerSpec& s, int row, int e) const {
@@ -209,18 +228,25 @@ class LinearPacked final : public Linear<typename E::Numbers> {
     }
 
     CS_TIER void multiply_route_sum(const typename E::Input& input, int row, int ahead, int32_t* sums) const {
-        constexpr int64_t kWeights = kGroup * E::kWeights;
-        constexpr int kAtOnce = std::min(kGroup, 4);  // targets read at once: loads are scarce
         const int64_t first = begin_[row], next = begin_[ahead];
-        const uint16_t* target = target_.data() + first * kGroup;
-        const Source* weight = weight_.data() + first * kWeights;
-        const Source* end = weight_.data() + begin_[row + 1] * kWeights;
-        const int64_t distance = (next - first) * kWeights;
+        const int rest = begin_[row + 1] - begin_[row] - usual_;
         _mm_prefetch(reinterpret_cast<const char*>(target_.data() + next * kGroup), _MM_HINT_T0);
         _mm_prefetch(reinterpret_cast<const char*>(target_.data() + next * kGroup) + 64, _MM_HINT_T0);
+        multiply_groups(input, first, usual_, next - first, sums);
+        if (rest != 0) multiply_groups(input, first + usual_, rest, next - first, sums);
+    }
+
+    // count groups from the first; those at a distance are prefetched.
+    CS_TIER void multiply_groups(const typename E::Input& input, int64_t first, int count, int64_t distance,
+                                 int32_t* sums) const {
+        constexpr int64_t kWeights = kGroup * E::kWeights;
+        constexpr int kAtOnce = std::min(kGroup, 4);  // targets read at once: loads are scarce
+        const uint16_t* target = target_.data() + first * kGroup;
+        const Source* weight = weight_.data() + first * kWeights;
+        const Source* end = weight + count * kWeights;
         for (; weight != end; weight += kWeights, target += kGroup) {
             CS_UNROLL for (size_t line = 0; line < kWeights * sizeof(Source); line += 64) {
-                _mm_prefetch(reinterpret_cast<const char*>(weight + distance) + line, _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(weight + distance * kWeights) + line, _MM_HINT_T0);
             }
             CS_UNROLL for (int i = 0; i < kGroup; i += kAtOnce) {
                 uint64_t targets = 0;
@@ -234,6 +260,7 @@ class LinearPacked final : public Linear<typename E::Numbers> {
     }
 
     int parts_;                     // entries of a row block and set
+    int usual_;                     // groups of a row, of most
     std::vector<int32_t> begin_;    // [row_blocks + 1], in groups
     AlignedVector<Source> weight_;  // [groups, kGroup, kWeights]
     std::vector<uint16_t> target_;  // [groups, kGroup]: first of kKernels sums, by kLanes
