@@ -27,7 +27,7 @@ from csengine.errors import GraphError, PackingError
 from csengine.packing import NOBODY, PackedMatrix, validate
 
 DType: TypeAlias = Literal["float32", "uint8", "int8", "int32"]
-Layout: TypeAlias = Literal["NHWC", "NCHW", "NWC"]
+Layout: TypeAlias = Literal["NHWC", "NCHW", "NWC", "NCW"]
 Weight: TypeAlias = NDArray[np.float32] | NDArray[np.int8] | PackedMatrix
 Scope: TypeAlias = Literal["local", "global"]
 
@@ -39,6 +39,11 @@ ACCUMULATOR_LIMIT = 2**31 - 1
 MAX_OPERANDS = 64
 #: The largest magnitude that an activation of each integer type can have.
 MAGNITUDE = {"uint8": 255, "int8": 128}
+#: The axes (batch, height, width, channels) in each layout's order, and those of a layout in that order.
+_OUTSIDE = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 3, 1, 2), "NWC": (0, 1, 2, 3), "NCW": (0, 1, 3, 2)}
+_INSIDE = {**_OUTSIDE, "NCHW": (0, 2, 3, 1)}
+#: Layouts of images of height 1, without that axis.
+_FLAT = ("NWC", "NCW")
 #: Scales and ranking factors lie strictly between these, so that their products with integers are normal float32.
 MIN_SCALE, MAX_SCALE = 1e-30, 1e28
 
@@ -585,8 +590,9 @@ OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERAT
 class Graph:
     """A checked network: nodes in topological order, the input first, the output last.
 
-    layout: how the source model, and so the caller, orders the axes of images; "NWC" are sequences, images of height 1
-    without that axis. Raises GraphError when built if anything is out of order, out of range, or does not fit together.
+    layout: how the source model, and so the caller, orders the axes of images; "NWC" are sequences and "NCW" signals,
+    images of height 1 without that axis. Raises GraphError when built if anything is out of order, out of range, or
+    does not fit together.
     """
 
     nodes: tuple[Node, ...]
@@ -595,12 +601,10 @@ class Graph:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", _infer_types(self.nodes))
-        _require(
-            self.layout in ("NHWC", "NCHW", "NWC"), "graph", f"has layout {self.layout!r}; expected NHWC, NCHW or NWC"
-        )
+        _require(self.layout in _OUTSIDE, "graph", f"has layout {self.layout!r}; expected {', '.join(_OUTSIDE)}")
         ends = self.input.shape, self.output_type.shape
-        flat = self.layout != "NWC" or all(len(shape) == 1 or shape[0] == 1 for shape in ends)
-        _require(flat, "graph", f"has layout NWC for shapes {ends}; expected a height of 1")
+        flat = self.layout not in _FLAT or all(len(shape) == 1 or shape[0] == 1 for shape in ends)
+        _require(flat, "graph", f"has layout {self.layout} for shapes {ends}; expected a height of 1")
 
     @property
     def input(self) -> Input:
@@ -634,22 +638,21 @@ class Graph:
 
     def outside(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A shape of one sample as the caller orders its axes."""
-        if len(shape) == 1 or self.layout == "NHWC":
+        if len(shape) == 1:
             return shape
-        height, width, channels = shape
-        return (width, channels) if self.layout == "NWC" else (channels, height, width)
+        ordered = tuple(shape[axis - 1] for axis in _OUTSIDE[self.layout][1:])
+        return ordered[1:] if self.layout in _FLAT else ordered
 
     def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
         """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""
-        swaps = self.layout == "NCHW" and x.ndim == 4
-        inside: NDArray[Any] = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if swaps else x)
-        return inside.reshape(len(x), *self.input.shape)
+        image: NDArray[Any] = x[:, None] if self.layout in _FLAT and x.ndim == 3 else x
+        inside = image.transpose(_INSIDE[self.layout]) if image.ndim == 4 else image
+        return np.ascontiguousarray(inside).reshape(len(x), *self.input.shape)
 
     def to_caller(self, y: NDArray[Any]) -> NDArray[Any]:
         """A batch of results `[B, ...]` in the caller's order of axes."""
-        if self.layout == "NCHW" and y.ndim == 4:
-            return np.asarray(y.transpose(0, 3, 1, 2))
-        return y.reshape(len(y), *self.outside(y.shape[1:]))
+        outside = y.transpose(_OUTSIDE[self.layout]) if y.ndim == 4 else y
+        return outside.reshape(len(y), *self.outside(y.shape[1:]))
 
 
 def _infer_types(nodes: Sequence[Node]) -> dict[str, TensorType]:

@@ -126,8 +126,8 @@ def quantize(
 def _check_samples(graph: Graph, samples: Array) -> None:
     if samples.shape[1:] != graph.input.shape or len(samples) == 0 or not np.isfinite(samples).all():
         shape = ", ".join(map(str, graph.input.shape))
-        is_turned = graph.layout == "NCHW" and samples.shape[1:] == graph.outside(graph.input.shape)
-        hint = "; these are NCHW: give samples.transpose(0, 2, 3, 1)" if is_turned else ""
+        is_turned = samples.shape[1:] == graph.outside(graph.input.shape)
+        hint = f"; these are {graph.layout}: give graph.from_caller(samples)" if is_turned else ""
         raise QuantizationError(
             f"calibration needs finite samples [B, {shape}] in NHWC, B > 0; got shape {samples.shape}{hint}"
         )

@@ -99,6 +99,12 @@ OPERATIONS = {
     "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
     "product_from_left": (node("MatMul", "w", "x"), {"w": weights(5, 9)}),
     "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
+    "a_row": (node("Gather", "x", "i", axis=2), {"i": np.int64(3)}),
+    "every_other_column": (
+        node("Slice", "x", "a", "b", "c", "d"),
+        {"a": np.int64([1]), "b": np.int64([8]), "c": np.int64([3]), "d": np.int64([2])},
+    ),
+    "maximum": (node("ReduceMax", "x", axes=[2, 3], keepdims=0), {}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
     "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
     "local_response_norm_of_defaults": (node("LRN", "x", size=5), {}),
@@ -169,7 +175,10 @@ PADS = {"p": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
 TWO = {"k": np.int64([2])}
 REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("MaxPool", "x", kernel_shape=[2, 2], dilations=[2, 2])], {}, "dilation"),
-    ([node("Conv", "x", "w")], {"w": weights(4, 6, 3)}, "1-D convolution.*an image of height 1"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 6, 3)}, "1-D windows over shape .*expected 2-D ones over an image"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 6, 1, 1, 1)}, "is a 3-D convolution"),
+    ([node("Conv", "x", "w", pads=[1, 1])], {"w": weights(4, 6, 3, 3)}, r"has pads \(1, 1\) of 2 axes"),
+    ([node("Conv", "x", "w", dilations=[9999, 9999])], {"w": weights(4, 6, 3, 3)}, "makes kernels of .* taps"),
     ([helper.make_node("Relu", ["x"], ["v"]), node("Conv", "x", "v")], {}, "computes operand 1 at run time"),
     ([node("AveragePool", "x", kernel_shape=[2, 2], ceil_mode=1)], {}, "ceil_mode"),
     ([node("Mul", "x", "x")], {}, "multiplies two activations"),
@@ -178,7 +187,7 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}, "does not begin with the batch"),
     ([node("MatMul", "x", "x")], {}, "multiplies activations of shapes"),
     ([node("Erf", "x")], {}, "only|but as a part of GELU"),
-    ([node("Gather", "x", "i", axis=2)], {"i": np.int64(3)}, "a part of axis 1.*average over the positions"),
+    ([node("Gather", "x", "i", axis=2)], {"i": np.int64([1, 2, 4])}, "a part of axis 1.*average over the positions"),
     ([node("LayerNormalization", "x", "s", axis=2)], {"s": weights(9, 8)}, "only the last axis"),
     ([node("Softmax", "x", axis=2)], {}, "other axes than the channels"),
     ([node("ReduceMean", "x", axes=[1])], {}, "only height and width"),

@@ -173,7 +173,8 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
         (nn.Softmax(2), "softmax"),
         (nn.SiLU(), r"0 \(SiLU\): has no counterpart"),
-        (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): .*; write it as Conv2d"),
+        (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): slides 1-D windows over shape \(3, 9, 9\); expected 2-D ones"),
+        (nn.AdaptiveAvgPool1d(1), "pools over 1 axes of shape"),
         (nn.LSTM(9, 4), r"0 \(LSTM\): .*; networks with memory"),
     ],
 )

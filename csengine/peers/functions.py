@@ -222,7 +222,8 @@ def linear_weight(node: Linear, image: Image | None) -> Array:
 
 def channels_first(graph: Graph, x: Array) -> Array:
     """A batch as the user gives it, with images as `[B, C, H, W]`."""
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 and graph.layout == "NHWC" else x)
+    inside = graph.from_caller(x)
+    return np.ascontiguousarray(inside.transpose(0, 3, 1, 2)) if inside.ndim == 4 else inside
 
 
 def as_the_user_sees(graph: Graph, y: Array) -> Array:
@@ -230,7 +231,7 @@ def as_the_user_sees(graph: Graph, y: Array) -> Array:
     shape = graph.output_type.shape
     if y.ndim == 2:
         return y[:, : shape[0]]
-    return y.transpose(0, 2, 3, 1) if graph.layout == "NHWC" else y
+    return graph.to_caller(y.transpose(0, 2, 3, 1))
 
 
 # --- what is right ---------------------------------------------------------------------------------------------------
