@@ -626,6 +626,23 @@ def test_sequences_are_images_of_height_1() -> None:
     assert graph.to_caller(graph.from_caller(x)).shape == x.shape
 
 
+def test_signals_are_images_of_height_1_with_channels_first() -> None:
+    with pytest.raises(GraphError, match=r"layout NCW .* height of 1"):
+        Graph((FLOAT_IMAGE,), "NCW")
+    graph = Graph((Input(name="x", inputs=(), shape=(1, 5, 4)),), "NCW")
+    assert graph.outside((1, 5, 4)) == (4, 5)
+    x = np.arange(40, dtype=np.float32).reshape(2, 4, 5)
+    inside = graph.from_caller(x)
+    np.testing.assert_array_equal(inside, x.transpose(0, 2, 1)[:, None])
+    assert inside.flags.c_contiguous
+    np.testing.assert_array_equal(graph.to_caller(inside), x)
+
+
+def test_refuses_another_layout() -> None:
+    with pytest.raises(GraphError, match="has layout 'CHWN'; expected NHWC, NCHW, NWC, NCW"):
+        Graph((FLOAT_IMAGE,), "CHWN")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("multiplier", [0, 1, 2**15 - 1])
 def test_refuses_a_multiplier_below_two_to_the_15(multiplier: int) -> None:
     values = np.array([40000] * 7 + [multiplier], np.uint16)
