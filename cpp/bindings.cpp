@@ -35,6 +35,19 @@ DType dtype_from_name(const std::string& name) {
     throw std::invalid_argument("unknown element type '" + name + "'");
 }
 
+Function function_from_name(const std::string& name) {
+    static const std::map<std::string, Function> known = {{"sigmoid", Function::sigmoid},
+                                                          {"tanh", Function::tanh},
+                                                          {"silu", Function::silu},
+                                                          {"hard_sigmoid", Function::hard_sigmoid},
+                                                          {"hard_swish", Function::hard_swish},
+                                                          {"elu", Function::elu},
+                                                          {"leaky_relu", Function::leaky_relu}};
+    const auto found = known.find(name);
+    if (found == known.end()) throw std::invalid_argument("unknown function '" + name + "'");
+    return found->second;
+}
+
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
@@ -194,6 +207,15 @@ class Builder {
 
     void quantize(const std::string& node, int input, int output, float inv_scale) {
         add(node, QuantizeSpec{at(input), at(output), inv_scale}, {input}, output);
+    }
+
+    void lookup(const std::string& node, int input, int output, const Array<uint8_t>& table) {
+        require(table.size() == 256, "lookup: expected a table of 256 bytes");
+        add(node, LookupSpec{at(input), at(output), to_vector(table)}, {input}, output);
+    }
+
+    void activation(const std::string& node, int input, int output, const std::string& function, double alpha) {
+        add(node, ActivationSpec{at(input), function_from_name(function), alpha}, {input}, output);
     }
 
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
@@ -358,6 +380,8 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<KwtaSpec>("kwta", rows);
     list_kernels<ReluSpec>("relu", rows);
     list_kernels<ClipSpec>("clip", rows);
+    list_kernels<LookupSpec>("lookup", rows);
+    list_kernels<ActivationSpec>("activation", rows);
     list_kernels<AffineSpec>("affine", rows);
     list_kernels<PoolSpec>("pool", rows);
     list_kernels<AddSpec>("add", rows);
@@ -408,6 +432,8 @@ PYBIND11_MODULE(_native, m) {
         .def("kwta", &Builder::kwta)
         .def("relu", &Builder::relu)
         .def("clip", &Builder::clip)
+        .def("lookup", &Builder::lookup)
+        .def("activation", &Builder::activation)
         .def("affine", &Builder::affine)
         .def("pool", &Builder::pool)
         .def("add", &Builder::add_tensors)

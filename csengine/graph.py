@@ -30,6 +30,7 @@ DType: TypeAlias = Literal["float32", "uint8", "int8", "int32"]
 Layout: TypeAlias = Literal["NHWC", "NCHW", "NWC", "NCW"]
 Weight: TypeAlias = NDArray[np.float32] | NDArray[np.int8] | PackedMatrix
 Scope: TypeAlias = Literal["local", "global"]
+Function: TypeAlias = Literal["sigmoid", "tanh", "silu", "hard_sigmoid", "hard_swish", "elu", "leaky_relu"]
 
 #: Elements that a weight, or a (padded) sample of a tensor, may have; keeps a damaged file from asking for all memory.
 MAX_ELEMENTS = 2**28
@@ -301,6 +302,47 @@ class Clip(Node):
         whole = source.dtype == "float32" or all(float(bound).is_integer() for bound in bounds)
         _require(whole, self.name, f"clips integers to {bounds}; expected whole numbers")
         return _activation(self.name, source)
+
+
+#: Functions that an activation may be, and whether alpha is a part of them.
+FUNCTIONS: Mapping[str, bool] = {
+    **dict.fromkeys(("silu", "hard_sigmoid", "elu", "leaky_relu"), True),
+    **dict.fromkeys(("sigmoid", "tanh", "hard_swish"), False),
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Activation(Node):
+    """A function of every element: of float32 in double, rounded once; of integers what a table says, `table[x]`.
+
+    alpha: factor of x within silu (and hard_sigmoid), of what is negative (elu, leaky_relu). table: uint8 or int8
+    `[256]`, made of the function; its index is the byte of x, so that of int8 -1 it is 255. scale: real value of 1
+    in the table.
+    """
+
+    function: Function
+    alpha: float = 1.0
+    table: NDArray[np.uint8] | NDArray[np.int8] | None = None
+    scale: float | None = None
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's shape; float32, or the table's type."""
+        (source,) = inputs
+        known = f"is {self.function!r}; known are {', '.join(FUNCTIONS)}"
+        _require(self.function in FUNCTIONS, self.name, known)
+        sane = abs(self.alpha) <= 1e6 if FUNCTIONS[self.function] else self.alpha == 1.0
+        _require(
+            sane, self.name, f"is {self.function} with alpha {self.alpha}; expected up to 1e6, and 1 if it has none"
+        )
+        if _activation(self.name, source).dtype == "float32":
+            _require(self.table is None and self.scale is None, self.name, "reads float32, for which it needs no table")
+            return source
+        _require(self.table is not None, self.name, "reads integers and needs a table")
+        assert self.table is not None
+        dtype: DType = "int8" if self.table.dtype == np.int8 else "uint8"
+        _check_array(self.name, "table", self.table, dtype, (256,))
+        _check_scale(self.name, self.scale)
+        return TensorType(source.shape, dtype, self.scale)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -582,6 +624,7 @@ OPERATIONS: Mapping[str, type[Node]] = {
     "transpose": Transpose,
     "local_response_norm": LocalResponseNorm,
     "quantize": Quantize,
+    "activation": Activation,
 }
 OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERATIONS.items()}
 

@@ -14,6 +14,7 @@ from csengine.backends import KernelChoice, KernelTiming
 from csengine.graph import (
     KWTA,
     OPERATION_NAMES,
+    Activation,
     Add,
     Clip,
     Concat,
@@ -135,6 +136,8 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
             return min(1.0, inputs[0] * node.kernel[0] * node.kernel[1])
         case Reshape() | Transpose() | Dequantize() | Quantize():
             return inputs[0]
+        case Activation() if node.table is not None:
+            return float(np.count_nonzero(node.table)) / 256
         case Conv2d() | Linear():
             return 0.5 if graph.types[node.name].dtype == "uint8" else 1.0  # clamped at zero: a ReLU
         case Add() | Concat():

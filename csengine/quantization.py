@@ -19,6 +19,7 @@ from csengine import reference
 from csengine.errors import GraphError, QuantizationError
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -291,6 +292,17 @@ def _fits(levels: NDArray[np.float64]) -> bool:
     return bool(np.abs(levels).max(initial=0.0) < 128.5 and np.abs(levels - np.rint(levels)).max(initial=0.0) < 1e-3)
 
 
+def table_of(
+    node: Activation, input_scale: float, is_unsigned: bool, dtype: Literal["uint8", "int8"], scale: float
+) -> NDArray[np.uint8] | NDArray[np.int8]:
+    """The function of every integer of 8 bits `[256]`, by its byte, rounded to the integers of the result."""
+    integers = np.arange(256, dtype=np.uint8).view(np.uint8 if is_unsigned else np.int8)
+    exact = reference.activate(node, integers.astype(np.float64) * input_scale)
+    limits = np.iinfo(dtype)
+    table: NDArray[Any] = np.clip(np.rint(exact / scale), limits.min, limits.max).astype(dtype)
+    return table
+
+
 def _starts_at_zero(node: Node) -> bool:
     return isinstance(node, Clip) and node.minimum == 0
 
@@ -369,6 +381,9 @@ class _Quantizer:
             packing = _packing_of(node)
             changes = {"weight": weight, "bias": bias, "requantization": requantization, "packing": packing}
             return [replace(node, inputs=inputs, **changes)]
+        if isinstance(node, Activation):
+            table = table_of(node, self.scale_of[inputs[0]], self.unsigned[inputs[0]], dtype, scale)
+            return [replace(node, inputs=inputs, table=table, scale=scale)]
         if isinstance(node, (AveragePool, Add, Concat)):
             return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
         raise AssertionError(f"{node.name}: {type(node).__name__} has an integer form that is not written")
@@ -466,7 +481,9 @@ class _Quantizer:
             unsigned = bool(relus) or lowest >= 0
         else:
             is_weighted = isinstance(node, (Conv2d, Linear))
-            unsigned = bool(relus) or (not is_weighted and all(self.unsigned[name] for name in inputs))
+            is_positive = isinstance(node, Activation) and node.function in ("sigmoid", "hard_sigmoid")
+            keeps_sign = not is_weighted and all(self.unsigned[name] for name in inputs)
+            unsigned = bool(relus) or is_positive or keeps_sign
         dtype: Literal["uint8", "int8"] = "uint8" if unsigned else "int8"
         return dtype, max(largest, 1e-12) / _LARGEST[dtype]
 

@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from csengine import reference
 from csengine.graph import (
     ACCUMULATOR_LIMIT,
+    FUNCTIONS,
     KWTA,
     MAGNITUDE,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -191,6 +193,7 @@ class _Builder:
     def _possible(self, source: str) -> list[Callable[[str], str]]:
         kind = self.types[source]
         steps: list[Callable[[str], str]] = [self._relu, self._clip, self._reshape, self._branch, self._branch]
+        steps += [self._activation]
         if len(kind.shape) == 3:
             steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
         else:
@@ -279,6 +282,17 @@ class _Builder:
             limits = np.iinfo(kind.dtype)
             low, high = (None if b is None else float(np.clip(b, limits.min, limits.max)) for b in (low, high))
         return self._add(Clip, source, minimum=low, maximum=high)
+
+    def _activation(self, source: str) -> str:
+        """Of integers, any table."""
+        function = self.choices.choice(list(FUNCTIONS))
+        attributes: dict[str, Any] = {
+            "alpha": self.choices.choice([0.01, 1 / 6, 1.0, 1.5]) if FUNCTIONS[function] else 1.0
+        }
+        if self.integer:
+            attributes["table"] = self.rng.integers(0, 256, 256).astype(np.uint8).view(self._dtype())
+            attributes["scale"] = self._scale()
+        return self._add(Activation, source, function=function, **attributes)
 
     def _kwta(self, source: str) -> str:
         kind = self.types[source]
@@ -529,7 +543,7 @@ class _Builder:
             a, b = node.inputs
             grid = self.grid[a] * self.grid[b]
             bound = self.bound[a] * self.bound[b] * self.types[a].channels
-        elif isinstance(node, (AveragePool, Gelu, LayerNorm, LocalResponseNorm, Softmax)):
+        elif isinstance(node, (Activation, AveragePool, Gelu, LayerNorm, LocalResponseNorm, Softmax)):
             grid = 2.0**-149
         self.grid[node.name], self.bound[node.name] = grid, bound
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from csengine import Engine, container
 from csengine.graph import (
     OPERATIONS,
+    Activation,
     Conv2d,
     Gelu,
     Graph,
@@ -44,6 +45,8 @@ STORED = {
     "format-1.1/sequence": "cf45d3220e491701",
     "format-1.1/island": "67cd56d43b893b44",
     "format-1.2/signal": "e2e54a76709884a3",
+    "format-1.2/tables": "524a6f1e01d3fb3a",
+    "format-1.2/functions": "65571d180664f966",
 }
 #: Operations of version 1.0.
 FROZEN = (
@@ -110,7 +113,9 @@ NEWER = {
 }
 
 
-NEWEST: dict[str, tuple[Node, ...]] = {}
+NEWEST: dict[str, tuple[Node, ...]] = {
+    "activation": (Activation(name="y", inputs=("x",), function="elu", alpha=0.5),),
+}
 
 
 @pytest.mark.parametrize("name", [*NEWER, "NWC", *NEWEST, "NCW"])

@@ -18,6 +18,7 @@ from csengine.graph import (
     MAX_OPERANDS,
     OPERATION_NAMES,
     OPERATIONS,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -614,6 +615,38 @@ def test_local_response_normalization_is_float32() -> None:
     norm = LocalResponseNorm(name="y", inputs=("x",), size=5)
     assert result_type(FLOAT_IMAGE, norm) == TensorType((6, 5, 4), "float32")
     refuse("local response normalization is float32", IMAGE, norm)
+
+
+TABLE = np.zeros(256, np.int8)
+
+
+def test_activations_are_float32_or_what_their_table_is() -> None:
+    assert result_type(FLOAT_IMAGE, activation()) == TensorType((6, 5, 4), "float32")
+    assert result_type(IMAGE, activation(table=TABLE, scale=0.5)) == TensorType((6, 5, 4), "int8", 0.5)
+    unsigned = activation(table=TABLE.view(np.uint8), scale=0.5)
+    assert result_type(IMAGE, unsigned) == TensorType((6, 5, 4), "uint8", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "attributes", "reason"),
+    [
+        (FLOAT_IMAGE, {"function": "mish"}, "is 'mish'; known are silu"),
+        (FLOAT_IMAGE, {"alpha": np.inf}, "alpha inf"),
+        (FLOAT_IMAGE, {"function": "tanh", "alpha": 2.0}, "tanh with alpha 2.0"),
+        (FLOAT_IMAGE, {"table": TABLE}, "needs no table"),
+        (FLOAT_IMAGE, {"scale": 1.0}, "needs no table"),
+        (IMAGE, {}, "needs a table"),
+        (IMAGE, {"table": TABLE}, "has scale None"),
+        (IMAGE, {"table": TABLE[1:], "scale": 1.0}, r"a table of shape \(255,\)"),
+        (IMAGE, {"table": TABLE.astype(np.int16), "scale": 1.0}, "a table of type int16"),
+    ],
+)
+def test_refuses_an_activation(source: Input, attributes: dict[str, Any], reason: str) -> None:
+    refuse(reason, source, activation(**attributes))
+
+
+def activation(**attributes: Any) -> Activation:
+    return Activation(name="y", inputs=("x",), **{"function": "silu", **attributes})
 
 
 def test_sequences_are_images_of_height_1() -> None:

@@ -104,6 +104,13 @@ OPERATIONS = {
         node("Slice", "x", "a", "b", "c", "d"),
         {"a": np.int64([1]), "b": np.int64([8]), "c": np.int64([3]), "d": np.int64([2])},
     ),
+    "sigmoid": (node("Sigmoid", "x"), {}),
+    "tanh": (node("Tanh", "x"), {}),
+    "hard_sigmoid": (node("HardSigmoid", "x", alpha=0.3), {}),
+    "hard_sigmoid_of_defaults": (node("HardSigmoid", "x"), {}),
+    "hard_swish": (node("HardSwish", "x"), {}),
+    "elu": (node("Elu", "x", alpha=0.6), {}),
+    "prelu_of_one_slope": (node("PRelu", "x", "s"), {"s": weights(1)}),
     "maximum": (node("ReduceMax", "x", axes=[2, 3], keepdims=0), {}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
     "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
@@ -159,10 +166,10 @@ def test_mobilenet_v2_of_the_transformers_package() -> None:
 
 
 def test_everything_unsupported_is_listed() -> None:
-    nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=4)]
+    nodes = [helper.make_node("Mish", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=4)]
     with pytest.raises(UnsupportedModelError) as error:
-        read(model_of([*nodes, node("Mul", "a", "b")], {}))
-    assert "gate (Sigmoid): has no counterpart; retrain with Relu" in str(error.value)
+        read(model_of([*nodes, node("Mul", "a", "b")], {}, opset=18))
+    assert "gate (Mish): has no counterpart; retrain with Relu" in str(error.value)
     assert "b (LRN): b: sums over 4 channels; expected an odd number" in str(error.value)
 
 
@@ -241,7 +248,8 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("Mul", "x", "c")], {"c": np.full((6, 1, 1), np.nan, np.float32)}, "not finite"),
     ([node("If", "c", then_branch=BRANCH, else_branch=BRANCH)], {"c": np.bool_(True)}, "memory or branches"),
     ([node("Einsum", "x", "x", equation="bchw,bchw->bchw")], {}, "has no counterpart; replace it by"),
-    ([node("HardSwish", "x")], {}, "retrain with Relu or Clip"),
+    ([node("Softplus", "x")], {}, "retrain with Relu, Elu"),
+    ([node("HardSigmoid", "x", beta=0.4)], {}, "has beta 0.4"),
     ([node("Resize", "x", "", "s")], {"s": np.float32([1, 1, 2, 2])}, "without upsampling"),
 ]
 
@@ -319,6 +327,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 IMAGE_PADS = np.int64([0, 0, 1, 0, 0, 0, 2, 1])
 CHAINS = {
+    "swish": [helper.make_node("Sigmoid", ["x"], ["s"]), node("Mul", "x", "s")],
+    "hard_swish_written": [helper.make_node("HardSigmoid", ["x"], ["s"], alpha=1 / 6), node("Mul", "s", "x")],
     "pad_conv": [helper.make_node("Pad", ["x", "pads"], ["p"]), node("Conv", "p", "w", pads=[1, 1, 1, 1])],
     "pad_max_pool": [helper.make_node("Pad", ["x", "pads"], ["p"]), node("MaxPool", "p", kernel_shape=[3, 3])],
     "pad_relu_max_pool": [

@@ -19,7 +19,7 @@ from torch.nn import functional  # noqa: E402
 from csengine import Engine, ModelFormatError, UnsupportedModelError, reference  # noqa: E402
 from csengine.container import Model  # noqa: E402
 from csengine.convert import convert, pack_graph  # noqa: E402
-from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
+from csengine.graph import KWTA, Activation, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
 from csengine.quantization import relative_error  # noqa: E402
@@ -168,11 +168,11 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
         (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2 of an image of 9 x 9 .*; choose sizes that divide"),
         (nn.MaxPool2d(2, return_indices=True), "return_indices"),
         (nn.GroupNorm(1, 3), r"0 \(GroupNorm\): has no counterpart; train with BatchNorm2d"),
-        (nn.Sigmoid(), r"0 \(Sigmoid\): has no counterpart; if it is last, leave it out"),
+        (nn.LogSigmoid(), r"0 \(LogSigmoid\): has no counterpart; if it is last, leave it out"),
         (nn.ConvTranspose2d(3, 4, 2), r"0 \(ConvTranspose2d\): .*upsampling are not supported; import the parts"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
         (nn.Softmax(2), "softmax"),
-        (nn.SiLU(), r"0 \(SiLU\): has no counterpart"),
+        (nn.Mish(), r"0 \(Mish\): has no counterpart; train with ReLU, LeakyReLU"),
         (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): slides 1-D windows over shape \(3, 9, 9\); expected 2-D ones"),
         (nn.AdaptiveAvgPool1d(1), "pools over 1 axes of shape"),
         (nn.LSTM(9, 4), r"0 \(LSTM\): .*; networks with memory"),
@@ -226,9 +226,56 @@ def test_wrapped_and_cast_modules_keep_their_masks(wrap: Any) -> None:
 
 def test_all_unknown_layers_are_listed() -> None:
     with pytest.raises(UnsupportedModelError) as error:
-        load(nn.Sequential(nn.SiLU(), nn.Conv2d(3, 4, 3), nn.Tanh()).eval(), (3, 9, 9))
-    assert "0 (SiLU): has no counterpart" in str(error.value)
-    assert "2 (Tanh): has no counterpart" in str(error.value)
+        load(nn.Sequential(nn.Mish(), nn.Conv2d(3, 4, 3), nn.Softplus()).eval(), (3, 9, 9))
+    assert "0 (Mish): has no counterpart" in str(error.value)
+    assert "2 (Softplus): has no counterpart" in str(error.value)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """Swish and hard swish, written out, and functions."""
+
+    def forward(self, x: Any) -> Any:
+        x = x * torch.sigmoid(x)
+        x = functional.hardsigmoid(x) * x
+        return functional.elu(functional.leaky_relu(x, 0.3).tanh(), 0.7) + functional.silu(x)
+
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+    "silu": nn.SiLU(inplace=True),
+    "hard_sigmoid": nn.Hardsigmoid(),
+    "hard_swish": nn.Hardswish(),
+    "elu": nn.ELU(0.7),
+    "leaky_relu": nn.LeakyReLU(0.1),
+    "prelu": nn.PReLU(),
+    "written": Written(),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str) -> None:
+    """Float32 equals PyTorch, and integers, between layers with weights, are near."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), ACTIVATIONS[name], nn.Conv2d(16, 8, 3)).eval()
+    graph = load(network, (3, 9, 9))
+    assert_same(network, graph, 3, 9, 9)
+    functions = [node.function for node in graph.nodes if isinstance(node, Activation)]
+    wanted = {"prelu": ["leaky_relu"], "written": ["silu", "hard_swish", "leaky_relu", "tanh", "elu", "silu"]}
+    assert functions == wanted.get(name, [name])
+    x = np.random.default_rng(0).standard_normal((32, 3, 9, 9), np.float32)
+    model, _ = convert(graph, graph.from_caller(x))
+    assert not any(
+        kind.dtype == "float32" for name, kind in model.graph.types.items() if name != graph.output.name + ".scaled"
+    )
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    results = [Engine(model, backend=backend).run(x) for backend in ("reference", "cpp", "numba")]  # type: ignore[arg-type]
+    assert relative_error(results[0], expected) < (0.06 if name == "written" else 0.03)  # which rounds six times
+    assert all(np.array_equal(results[0], result) for result in results[1:])
 
 
 # --- more than chains ------------------------------------------------------------------------------------------------

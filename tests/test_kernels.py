@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from csengine import _native, reference
 from csengine.backends import cpp
 from csengine.graph import (
+    FUNCTIONS,
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -39,7 +41,7 @@ from csengine.graph import (
 )
 from csengine.packing import EMPTY, pack
 
-_ROUNDED = (Conv2d, Gelu, LayerNorm, Linear, LocalResponseNorm, MatMul)  # of float32, in some order
+_ROUNDED = (Activation, Conv2d, Gelu, LayerNorm, Linear, LocalResponseNorm, MatMul)  # of float32, in some order
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
 MODES = ("dense", "sparse-dense", "sparse-sparse")
 LAYER_KERNELS = [
@@ -625,6 +627,32 @@ def test_gelu(approximate: Any) -> None:
     for value in (-2, -3.7, -5, -8, -10.3, -13, -30):  # and so does not forgive what is lost by cancellation
         check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.full_like(x, value))
     assert np.isfinite(reference.run(Graph((source, Gelu(name="y", inputs=("x",), approximate=approximate))), x)).all()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 1.7])
+def test_activations(function: Any, alpha: float) -> None:
+    alpha = alpha if FUNCTIONS[function] else 1.0
+    x = np.concatenate([np.linspace(-12, 12, 2001), [-1e30, 1e30, -100.0, 100.0, 0.0]]).astype(np.float32)[None]
+    source = Input(name="x", inputs=(), shape=(x.size,))
+    activation = Activation(name="y", inputs=("x",), function=function, alpha=alpha)
+    for limit in (1e-3, 1, 4, 100):  # tolerance grows with the largest result
+        check((source, activation), np.clip(x, -limit, limit))
+    for value in (-2, -5.5, -13, -30):
+        check((source, activation), np.full_like(x, value))
+    check((source, activation), x)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 700])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("to", ["uint8", "int8"])
+def test_tables(size: int, dtype: Any, to: Any) -> None:
+    rng = np.random.default_rng(size)
+    table = rng.permutation(256).astype(np.uint8).view(to)
+    source = Input(name="x", inputs=(), shape=(size,), dtype=dtype, scale=1.0)
+    node = Activation(name="y", inputs=("x",), function="tanh", table=table, scale=1.0)
+    check((source, node), np.resize(np.arange(256, dtype=np.uint8).view(dtype), (3, size)))
+    check((source, node), values(rng, (2, size), dtype, 0.9))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 33])

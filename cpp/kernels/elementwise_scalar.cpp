@@ -169,6 +169,39 @@ std::unique_ptr<Step> clip(const ClipSpec& spec) {
     });
 }
 
+std::unique_ptr<Step> lookup(const LookupSpec& spec) {
+    return map<uint8_t, uint8_t>(spec.input, spec.output, [spec](const uint8_t* x, uint8_t* out) {
+        const uint8_t* table = spec.table.data();
+        for (int64_t i = 0; i < spec.input.size(); ++i) out[i] = table[x[i]];
+    });
+}
+
+std::unique_ptr<Step> activation(const ActivationSpec& spec) {
+    const auto by = [&](auto function) {
+        return map<float, float>(spec.tensor, spec.tensor,
+                                 [size = spec.tensor.size(), function](const float* x, float* out) {
+                                     for (int64_t i = 0; i < size; ++i)
+                                         out[i] = static_cast<float>(function(double{x[i]}));
+                                 });
+    };
+    switch (const double alpha = spec.alpha; spec.function) {
+        case Function::sigmoid:
+            return by([](double x) { return 1 / (1 + std::exp(-x)); });
+        case Function::tanh:
+            return by([](double x) { return std::tanh(x); });
+        case Function::silu:
+            return by([alpha](double x) { return x / (1 + std::exp(-alpha * x)); });
+        case Function::hard_sigmoid:
+            return by([alpha](double x) { return std::clamp(alpha * x + 0.5, 0.0, 1.0); });
+        case Function::hard_swish:
+            return by([](double x) { return x * std::clamp(x / 6 + 0.5, 0.0, 1.0); });
+        case Function::elu:
+            return by([alpha](double x) { return x > 0 ? x : alpha * std::expm1(x); });
+        default:
+            return by([alpha](double x) { return x > 0 ? x : alpha * x; });
+    }
+}
+
 std::unique_ptr<Step> affine(const AffineSpec& spec) {
     return map<float, float>(spec.tensor, spec.tensor, [spec](const float* x, float* out) {
         const int channels = spec.tensor.channels;

@@ -16,6 +16,8 @@ std::unique_ptr<Step> layer_grouped(const LayerSpec&);
 std::unique_ptr<Step> kwta(const KwtaSpec&);
 std::unique_ptr<Step> relu(const ReluSpec&);
 std::unique_ptr<Step> clip(const ClipSpec&);
+std::unique_ptr<Step> lookup(const LookupSpec&);
+std::unique_ptr<Step> activation(const ActivationSpec&);
 std::unique_ptr<Step> affine(const AffineSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);

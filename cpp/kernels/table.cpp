@@ -93,6 +93,19 @@ const std::vector<Kernel<ClipSpec>>& kernels() {
 }
 
 template <>
+const std::vector<Kernel<LookupSpec>>& kernels() {
+    static const std::vector<Kernel<LookupSpec>> table = {{"lookup", Tier::scalar, Mode::none, scalar::lookup}};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<ActivationSpec>>& kernels() {
+    static const std::vector<Kernel<ActivationSpec>> table = {
+        {"activation", Tier::scalar, Mode::none, scalar::activation}};
+    return table;
+}
+
+template <>
 const std::vector<Kernel<AffineSpec>>& kernels() {
     static const std::vector<Kernel<AffineSpec>> table = {
         {"affine", Tier::scalar, Mode::none, scalar::affine},

@@ -34,8 +34,10 @@ from csengine.backends import numba_kernels as kernels
 from csengine.backends.numba_kernels import BLOCK, PANEL, Kernel
 from csengine.errors import BackendUnavailableError, ShapeError
 from csengine.graph import (
+    FUNCTIONS,
     KWTA,
     MAGNITUDE,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -627,6 +629,7 @@ _KERNEL_NAMES: Mapping[type[Node], str] = {
     KWTA: "kwta",
     Relu: "relu",
     Clip: "clip",
+    Activation: "activation",
     Affine: "affine",
     MaxPool: "pool",
     AveragePool: "pool",
@@ -667,6 +670,12 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.relu, (x.reshape(-1), out.reshape(-1)))]
         case Clip():
             return [(kernels.clip, (x.reshape(-1), *_bounds(node, x.dtype), out.reshape(-1)))]
+        case Activation() if node.table is not None:
+            bytes_of = x.reshape(-1).view(np.uint8)
+            return [(kernels.lookup, (bytes_of, _aligned(node.table), out.reshape(-1)))]
+        case Activation():
+            function = list(FUNCTIONS).index(node.function)
+            return [(kernels.activation, (x.reshape(-1), function, node.alpha, out.reshape(-1)))]
         case Affine():
             scale, shift = _aligned(node.scale), _aligned(node.shift)
             return [(kernels.affine, (_places(x), scale, shift, _places(out)))]

@@ -801,6 +801,35 @@ def clip(x: Array, low: Any, high: Any, out: Array) -> None:
 
 
 @Kernel
+def lookup(x: Array, table: Array, out: Array) -> None:
+    """`table[x]` of bytes `[n]`."""
+    for i in prange(x.size):
+        out[i] = table[x[i]]
+
+
+@Kernel
+def activation(x: Array, function: int, alpha: float, out: Array) -> None:
+    """A function of float32 `[n]`, in double; by its place in `graph.FUNCTIONS`."""
+    for i in prange(x.size):
+        value = np.float64(x[i])
+        if function == 0:  # silu
+            result = value / (1.0 + math.exp(-alpha * value))
+        elif function == 1:  # hard_sigmoid
+            result = min(max(alpha * value + 0.5, 0.0), 1.0)
+        elif function == 2:  # elu
+            result = value if value > 0.0 else alpha * math.expm1(value)
+        elif function == 3:  # leaky_relu
+            result = value if value > 0.0 else alpha * value
+        elif function == 4:  # sigmoid
+            result = 1.0 / (1.0 + math.exp(-value))
+        elif function == 5:  # tanh
+            result = math.tanh(value)
+        else:  # hard_swish
+            result = value * min(max(value / 6.0 + 0.5, 0.0), 1.0)
+        out[i] = np.float32(result)
+
+
+@Kernel
 def affine(x: Array, scale: Array, shift: Array, out: Array) -> None:
     """`x * scale + shift` per channel, float32 `[places, C]`."""
     for place in prange(x.shape[0]):

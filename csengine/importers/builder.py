@@ -22,12 +22,14 @@ from csengine.errors import GraphError
 from csengine.graph import (
     KWTA,
     MAX_ELEMENTS,
+    Activation,
     Add,
     Affine,
     AveragePool,
     Clip,
     Concat,
     Conv2d,
+    Function,
     Graph,
     Input,
     Linear,
@@ -265,8 +267,25 @@ class Builder:
         made = self._shaped(f"{name}.shaped", self.emit(Affine, name, value.name, **attributes), shape)
         return replace(value, name=made, places=value.places.reshape(shape))
 
+    def activation(self, name: str, value: Value, function: Function, alpha: float = 1.0) -> Value:
+        """A function of every element."""
+        return self.elementwise(Activation, name, value, function=function, alpha=float(alpha))
+
+    def gated(self, name: str, a: Value, b: Value) -> Value | None:
+        """`x * sigmoid(x)` and `x * hard_sigmoid(x)` as one activation; None for other products."""
+        for x, gate in ((a, b), (b, a)):
+            made = next(node for node in self.nodes if node.name == gate.name)
+            if isinstance(made, Activation) and made.inputs == (x.name,) and np.array_equal(x.places, gate.places):
+                if made.function == "sigmoid":
+                    return self.activation(name, x, "silu")
+                if made.function == "hard_sigmoid" and np.isclose(made.alpha, 1 / 6, rtol=1e-6):
+                    return self.activation(name, x, "hard_swish")
+        return None
+
     def leaky_relu(self, name: str, value: Value, slope: Array) -> Value:
-        """`max(x, 0) + slope * min(x, 0)` as `slope * x + (1 - slope) * max(x, 0)`."""
+        """`max(x, 0) + slope * min(x, 0)`; of slopes that differ, as `slope * x + (1 - slope) * max(x, 0)`."""
+        if np.size(slope) == 1:
+            return self.activation(name, value, "leaky_relu", np.asarray(slope).item())
         none = np.zeros(())
         straight = self.affine(f"{name}.slope", value, slope, none)
         positive = self.elementwise(Relu, f"{name}.positive", value)

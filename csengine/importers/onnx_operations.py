@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, MaxPool, Node, Relu
+from csengine.graph import AveragePool, Clip, Function, Gelu, LocalResponseNorm, MaxPool, Node, Relu
 from csengine.importers import onnx_winners as winners
 from csengine.importers import sequences
 from csengine.importers.builder import (
@@ -198,6 +198,21 @@ def leaky_relu(call: Call) -> Result:
     return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
 
 
+def activation(function: Function, alpha: float = 1.0) -> Callable[[Call], Result]:
+    """A function of every element; alpha: where the node has none."""
+
+    def apply(call: Call) -> Result:
+        return call.state.builder.activation(call.name, call.tensor(0), function, call.get("alpha", alpha))
+
+    return apply
+
+
+def hard_sigmoid(call: Call) -> Result:
+    beta = call.get("beta", 0.5)
+    require(beta == 0.5, f"has beta {beta}; only 0.5 is supported")
+    return activation("hard_sigmoid", 0.2)(call)
+
+
 def erf(call: Call) -> NormalShare:
     x = call.tensor(0)
     source, factor = call.state.scaled.get(x.name, (x, np.ones(())))
@@ -296,8 +311,11 @@ def multiply(call: Call) -> Any:
     if any(isinstance(operand, winners.Mask) for operand in (a, b)):
         mask, i = (a, 1) if isinstance(a, winners.Mask) else (b, 0)
         return winners.choose(call, mask, call.tensor(i))
+    if not any(isinstance(operand, np.ndarray) for operand in (a, b)):
+        gated = call.state.builder.gated(call.name, call.tensor(0), call.tensor(1))
+        require(gated is not None, "multiplies two activations; only constants, and x * sigmoid(x), are supported")
+        return gated
     constant, i = (a, 1) if isinstance(a, np.ndarray) else (b, 0)
-    require(isinstance(constant, np.ndarray), "multiplies two activations; only constants are supported")
     return _scale(call, call.tensor(i), constant)
 
 
@@ -606,6 +624,12 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Clip": clip,
     "LeakyRelu": leaky_relu,
     "PRelu": leaky_relu,
+    "Sigmoid": activation("sigmoid"),
+    "Tanh": activation("tanh"),
+    "Swish": activation("silu"),
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": activation("hard_swish"),
+    "Elu": activation("elu"),
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average,
@@ -653,8 +677,7 @@ REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), "export in the QDQ format"),
     "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
-    "Sigmoid": "retrain with Relu, or compute it outside if it is last",
-    **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Elu", "Tanh"), "retrain with Relu or Clip"),
+    **dict.fromkeys(("Mish", "Selu", "Celu", "Softplus", "Softsign"), "retrain with Relu, Elu, Sigmoid or HardSwish"),
     "InstanceNormalization": "retrain with batch normalization",
     "ConvTranspose": "only networks without upsampling are supported",
     "Resize": "only networks without upsampling are supported",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine.graph import (
+    Activation,
     Affine,
     Clip,
     Conv2d,
@@ -142,7 +143,7 @@ def _cropped(builder: Builder, name: str, tensor: str, window: tuple[range, rang
     node = next(node for node in builder.nodes if node.name == tensor)
     label, shape = f"{name}.{tensor}", builder.types[tensor].shape
     match node:
-        case Affine() | Relu() | Clip() | Gelu():
+        case Affine() | Relu() | Clip() | Gelu() | Activation():
             return _emit_like(builder, label, node, _cropped(builder, name, node.inputs[0], window))
         case Conv2d():
             ends = [(kept.start, size - kept[-1] - 1) for kept, size in zip(window, shape[:2], strict=True)]
@@ -172,7 +173,7 @@ def _narrowed(builder: Builder, name: str, tensor: str, kept: Array) -> str:
         case Affine():
             source = _narrowed(builder, name, node.inputs[0], kept)
             return _emit_like(builder, label, node, source, scale=node.scale[kept], shift=node.shift[kept])
-        case Relu() | Clip() | Gelu():
+        case Relu() | Clip() | Gelu() | Activation():
             return _emit_like(builder, label, node, _narrowed(builder, name, node.inputs[0], kept))
     weight = np.eye(len(kept), dtype=np.float32)[:, kept]
     if len(builder.types[tensor].shape) == 1:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, MaxPool, Node, Packing, Relu
+from csengine.graph import AveragePool, Clip, Function, Gelu, LocalResponseNorm, MaxPool, Node, Packing, Relu
 from csengine.importers import sequences
 from csengine.importers.builder import Builder, Padded, UnsupportedError, Value, sample_axis, with_dilation
 from csengine.torch.kwinners import KWinners
@@ -202,6 +202,19 @@ def _prelu(builder: Builder, name: str, x: Any, weight: Tensor) -> Any:
     return builder.leaky_relu(name, value, _numpy(weight).reshape(-1, *(1 for _ in value.shape[1:])))
 
 
+def _activation(function: Function, alpha: float = 1.0) -> Callable[..., Any]:
+    """A function or module that has no parameters, or that of a name."""
+
+    def apply(builder: Builder, name: str, x: Any, *layer: nn.Module, inplace: bool = False) -> Any:
+        return builder.activation(name, builder.padded(name, x), function, alpha)
+
+    return apply
+
+
+def _elu(builder: Builder, name: str, x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return builder.activation(name, builder.padded(name, x), "elu", alpha)
+
+
 def _gelu(builder: Builder, name: str, x: Any, approximate: str = "none") -> Any:
     return builder.elementwise(Gelu, name, builder.padded(name, x), approximate=approximate)
 
@@ -373,7 +386,10 @@ def _multiply(builder: Builder, name: str, a: Any, b: Any) -> Any:
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
     if not isinstance(value, Value):
         return a * b
-    _require(not isinstance(constant, Value), "multiplies two activations; only constants are supported")
+    if isinstance(constant, Value):
+        gated = builder.gated(name, value, constant)
+        _require(gated is not None, "multiplies two activations; only constants, and x * sigmoid(x), are supported")
+        return gated
     return builder.affine(name, value, _constant(constant, value), np.zeros(()))
 
 
@@ -510,6 +526,12 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.ReLU: lambda builder, name, x, layer: _relu(builder, name, x),
     nn.Hardtanh: lambda builder, name, x, layer: _clamp(builder, name, x, layer.min_val, layer.max_val),
     nn.LeakyReLU: lambda builder, name, x, layer: _leaky_relu(builder, name, x, layer.negative_slope),
+    nn.ELU: lambda builder, name, x, layer: _elu(builder, name, x, layer.alpha),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Tanh: _activation("tanh"),
+    nn.SiLU: _activation("silu"),
+    nn.Hardsigmoid: _activation("hard_sigmoid", 1 / 6),
+    nn.Hardswish: _activation("hard_swish"),
     nn.PReLU: lambda builder, name, x, layer: _prelu(builder, name, x, layer.weight),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d), _max_pool_module),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d), _average_pool_module),
@@ -544,6 +566,12 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.clamp, torch.clip), _clamp),
     functional.hardtanh: _hardtanh,
     functional.leaky_relu: _leaky_relu,
+    functional.elu: _elu,
+    **dict.fromkeys((functional.sigmoid, torch.sigmoid), _activation("sigmoid")),
+    **dict.fromkeys((functional.tanh, torch.tanh), _activation("tanh")),
+    functional.silu: _activation("silu"),
+    functional.hardsigmoid: _activation("hard_sigmoid", 1 / 6),
+    functional.hardswish: _activation("hard_swish"),
     functional.max_pool1d: partial(_max_pool, axes=1),
     functional.max_pool2d: _max_pool,
     functional.avg_pool1d: partial(_average_pool, axes=1),
@@ -584,6 +612,8 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
 METHODS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("relu", "relu_"), _relu),
     **dict.fromkeys(("clamp", "clip"), _clamp),
+    **dict.fromkeys(("sigmoid", "sigmoid_"), _activation("sigmoid")),
+    **dict.fromkeys(("tanh", "tanh_"), _activation("tanh")),
     "mean": _mean,
     "amax": _maximum,
     "max": _max_of_axis,
@@ -609,11 +639,11 @@ METHODS: Mapping[str, Callable[..., Any]] = {
 _OTHER_PARTS = "import the parts of the network around it, and run it in PyTorch"
 REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(
-        ("silu", "hardswish", "hardsigmoid", "mish", "elu", "selu", "celu", "tanh", "softplus", "threshold"),
-        "train with ReLU, ReLU6, LeakyReLU or GELU instead",
+        ("mish", "selu", "celu", "softplus", "softsign", "threshold"),
+        "train with ReLU, LeakyReLU, ELU, SiLU, Hardswish or GELU instead",
     ),
     **dict.fromkeys(
-        ("sigmoid", "logsigmoid", "logsoftmax", "log_softmax"),
+        ("logsigmoid", "logsoftmax", "log_softmax"),
         "if it is last, leave it out and apply it to the result; elsewhere train with ReLU instead",
     ),
     **dict.fromkeys(

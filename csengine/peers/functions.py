@@ -14,6 +14,7 @@ from csengine import quantization, reference
 from csengine.container import Model
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -70,6 +71,8 @@ def _real(graph: Graph, node: Node) -> tuple[Node, ...]:
         case Clip():
             low, high = real_bounds(graph, node)
             return (replace(node, minimum=low, maximum=high),)
+        case Activation():
+            return _clamped(graph, replace(node, table=None, scale=None))
         case AveragePool() | Add() | Concat():
             return _clamped(graph, replace(node, requantization=None))
         case Dequantize():

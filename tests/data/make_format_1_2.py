@@ -2,7 +2,8 @@
 
     python tests/data/make_format_1_2.py DIRECTORY
 
-They are never made again, as those of the versions before. Results of `signal` are integers.
+They are never made again, as those of the versions before. Results of `signal` and `tables` are integers, those of
+`functions` float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 
 from csengine import reference
 from csengine.container import Model, save
-from csengine.graph import Conv2d, Graph, Input, Node, Requantization
+from csengine.graph import FUNCTIONS, Activation, Concat, Conv2d, Graph, Input, Node, Requantization
 from csengine.packing import pack
 
 RNG = np.random.default_rng(12)
@@ -43,7 +44,26 @@ def signal() -> Graph:
     return Graph(tuple(nodes), "NCW")
 
 
-GRAPHS = {"signal": signal}
+def tables() -> Graph:
+    """Activations of integers, one to each type."""
+    both = [RNG.integers(0, 256, 256).astype(np.uint8) for _ in range(2)]
+    nodes: list[Node] = [
+        Input(name="x", inputs=(), shape=(3, 4, CHANNELS), dtype="int8", scale=0.25),
+        Activation(name="gate", inputs=("x",), function="sigmoid", table=both[0], scale=1 / 255),
+        Activation(name="y", inputs=("gate",), function="elu", alpha=0.5, table=both[1].view(np.int8), scale=0.5),
+    ]
+    return Graph(tuple(nodes), "NCHW")
+
+
+def functions() -> Graph:
+    """Every activation of float32, side by side."""
+    nodes: list[Node] = [Input(name="x", inputs=(), shape=(5,))]
+    for name, has_alpha in FUNCTIONS.items():
+        nodes.append(Activation(name=name, inputs=("x",), function=name, alpha=0.25 if has_alpha else 1.0))
+    return Graph((*nodes, Concat(name="y", inputs=tuple(FUNCTIONS))))
+
+
+GRAPHS = {"signal": signal, "tables": tables, "functions": functions}
 
 
 def main() -> None:
