@@ -644,7 +644,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", _infer_types(self.nodes))
-        _require(self.layout in _OUTSIDE, "graph", f"has layout {self.layout!r}; expected {', '.join(_OUTSIDE)}")
+        _require(self.layout in tuple(_OUTSIDE), "graph", f"has layout {self.layout!r}; expected {', '.join(_OUTSIDE)}")
         ends = self.input.shape, self.output_type.shape
         flat = self.layout not in _FLAT or all(len(shape) == 1 or shape[0] == 1 for shape in ends)
         _require(flat, "graph", f"has layout {self.layout} for shapes {ends}; expected a height of 1")
