@@ -198,7 +198,7 @@ std::unique_ptr<Step> activation(const ActivationSpec& spec) {
         case Function::elu:
             return by([alpha](double x) { return x > 0 ? x : alpha * std::expm1(x); });
         default:
-            return by([alpha](double x) { return x > 0 ? x : alpha * x; });
+            return by([alpha](double x) { return std::max(x, 0.0) + alpha * std::min(x, 0.0); });  // one of them is 0
     }
 }
 

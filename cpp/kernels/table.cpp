@@ -94,7 +94,9 @@ const std::vector<Kernel<ClipSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<LookupSpec>>& kernels() {
-    static const std::vector<Kernel<LookupSpec>> table = {{"lookup", Tier::scalar, Mode::none, scalar::lookup}};
+    static const std::vector<Kernel<LookupSpec>> table = {
+        {"lookup", Tier::scalar, Mode::none, scalar::lookup},
+        CS_X86({"lookup_vector", Tier::avx2, Mode::none, avx2::lookup})};
     return table;
 }
 
