@@ -195,6 +195,10 @@ class Builder {
         add(node, AddSpec{at(first), at(second), at(output), requantization(scaling)}, {first, second}, output);
     }
 
+    void product(const std::string& node, int first, int second, int output, const Requantized& scaling) {
+        add(node, ProductSpec{at(first), at(second), at(output), requantization(scaling)}, {first, second}, output);
+    }
+
     void concat(const std::string& node, const std::vector<int>& inputs, int output, const Requantized& scaling) {
         ConcatSpec spec{{}, at(output), requantization(scaling)};
         for (int input : inputs) spec.inputs.push_back(at(input));
@@ -385,6 +389,7 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<AffineSpec>("affine", rows);
     list_kernels<PoolSpec>("pool", rows);
     list_kernels<AddSpec>("add", rows);
+    list_kernels<ProductSpec>("product", rows);
     list_kernels<ConcatSpec>("concat", rows);
     list_kernels<DequantizeSpec>("dequantize", rows);
     list_kernels<QuantizeSpec>("quantize", rows);
@@ -437,6 +442,7 @@ PYBIND11_MODULE(_native, m) {
         .def("affine", &Builder::affine)
         .def("pool", &Builder::pool)
         .def("add", &Builder::add_tensors)
+        .def("product", &Builder::product)
         .def("concat", &Builder::concat)
         .def("dequantize", &Builder::dequantize)
         .def("quantize", &Builder::quantize)

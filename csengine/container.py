@@ -34,7 +34,7 @@ VERSION = (1, 2)
 #: Operations and layouts that came after version 1.0.
 _SINCE: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("NWC", "gelu", "layer_norm", "matmul", "transpose", "local_response_norm", "quantize"), (1, 1)),
-    **dict.fromkeys(("NCW", "activation"), (1, 2)),
+    **dict.fromkeys(("NCW", "activation", "product"), (1, 2)),
 }
 PRODUCER = "csengine 0.1.0"
 ALIGNMENT = 64

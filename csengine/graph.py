@@ -78,8 +78,8 @@ class Requantization:
     """Exact scaling of integers: `y = clamp((acc * multiplier + 2**(shift - 1)) >> shift)` in 64 bits.
 
     multiplier: uint16 `[n]`, `2**15 <= M < 2**16`; shift: uint8 `[n]`, `1 <= s <= 47`; n is one per output channel
-    of a layer, 1 for a pool, one per input of a concatenation. An addition has two multipliers, of which the smaller
-    may be any, and one shift. scale: real value of 1 in the result.
+    of a layer, 1 for a pool or a product, one per input of a concatenation. An addition has two multipliers, of which
+    the smaller may be any, and one shift. scale: real value of 1 in the result.
     """
 
     multiplier: NDArray[np.uint16]
@@ -436,6 +436,22 @@ class Add(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Product(Node):
+    """Element-wise product, of an image by one position, too; integers: `clamp((a * b * M + 2**(s - 1)) >> s)`."""
+
+    requantization: Requantization | None = None
+    arity: ClassVar[int | None] = 2
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The first input's shape; the second has the same, or `(1, 1, C)`."""
+        first, second = inputs
+        fits = second.shape == first.shape or (len(first.shape) == 3 and second.shape == (1, 1, first.channels))
+        _require(fits, self.name, f"multiplies shape {first.shape} by {second.shape}; expected the same, or (1, 1, C)")
+        dtype, scale = _requantized(self.name, inputs, self.requantization, 1)
+        return TensorType(first.shape, dtype, scale)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Concat(Node):
     """Concatenation of channels (the last axis); integers requantize each input to the common scale."""
 
@@ -625,6 +641,7 @@ OPERATIONS: Mapping[str, type[Node]] = {
     "local_response_norm": LocalResponseNorm,
     "quantize": Quantize,
     "activation": Activation,
+    "product": Product,
 }
 OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERATIONS.items()}
 

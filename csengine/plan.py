@@ -24,6 +24,7 @@ from csengine.graph import (
     Linear,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Reshape,
@@ -142,6 +143,8 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
             return 0.5 if graph.types[node.name].dtype == "uint8" else 1.0  # clamped at zero: a ReLU
         case Add() | Concat():
             return min(1.0, sum(inputs))
+        case Product():
+            return min(inputs)
         case _:
             return 1.0
 

@@ -33,6 +33,7 @@ from csengine.graph import (
     MaxPool,
     Node,
     Packing,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -384,7 +385,7 @@ class _Quantizer:
         if isinstance(node, Activation):
             table = table_of(node, self.scale_of[inputs[0]], self.unsigned[inputs[0]], dtype, scale)
             return [replace(node, inputs=inputs, table=table, scale=scale)]
-        if isinstance(node, (AveragePool, Add, Concat)):
+        if isinstance(node, (AveragePool, Add, Product, Concat)):
             return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
         raise AssertionError(f"{node.name}: {type(node).__name__} has an integer form that is not written")
 
@@ -488,13 +489,19 @@ class _Quantizer:
         return dtype, max(largest, 1e-12) / _LARGEST[dtype]
 
     def _rescale(
-        self, node: AveragePool | Add | Concat, inputs: Sequence[str], dtype: Literal["uint8", "int8"], scale: float
+        self,
+        node: AveragePool | Add | Product | Concat,
+        inputs: Sequence[str],
+        dtype: Literal["uint8", "int8"],
+        scale: float,
     ) -> Requantization:
         ratio = np.array([self.scale_of[name] / scale for name in inputs])
         if isinstance(node, Add):
             _, shift = _nearest(ratio.max(keepdims=True))
             multiplier = np.minimum(np.rint(ratio * 2.0 ** shift.astype(np.float64)), 2**16 - 1).astype(np.uint16)
             return Requantization(multiplier, shift, dtype, scale)
+        if isinstance(node, Product):
+            return Requantization(*_nearest(ratio[:1] * self.scale_of[inputs[1]]), dtype, scale)
         if isinstance(node, AveragePool):
             area = node.kernel[0] * node.kernel[1]
             ratio = ratio / (area if node.count_padding else np.arange(1, area + 1))

@@ -40,6 +40,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -289,6 +290,14 @@ def add(node: Add, a: Array, b: Array) -> Array:
     return _round_shift(product, node.requantization.shift, node.requantization.dtype)
 
 
+def product(node: Product, a: Array, b: Array) -> Array:
+    """`a * b`, of which b may have one position only; integers by one multiplier and shift."""
+    q = node.requantization
+    if q is None:
+        return np.asarray(a * b)
+    return requantize(a.astype(np.int64) * b, q.multiplier, q.shift, q.dtype)
+
+
 def concat(node: Concat, *inputs: Array) -> Array:
     """Join channels; integers are brought to the common scale first."""
     q = node.requantization
@@ -366,6 +375,7 @@ _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
     MaxPool: max_pool,
     AveragePool: average_pool,
     Add: add,
+    Product: product,
     Concat: concat,
     Reshape: reshape,
     Dequantize: dequantize,

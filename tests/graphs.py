@@ -47,6 +47,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -197,9 +198,11 @@ class _Builder:
         if len(kind.shape) == 3:
             steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
         else:
-            steps += [self._linear] * 4
+            steps += [self._linear] * 5
         if self.integer or self._is_exact(source):
             steps += [self._kwta] * 3
+        if self.integer or self._is_exact(source):
+            steps += [self._multiply]
         if self.integer:
             steps += [self._island]
         else:
@@ -367,6 +370,16 @@ class _Builder:
         most = kernel[0] - 1, kernel[1] - 1
         padding = min(top, most[0]), min(left, most[1]), min(bottom, most[0]), min(right, most[1])
         return {"kernel": kernel, "stride": stride, "padding": padding}
+
+    def _multiply(self, source: str) -> str:
+        """By itself, or an image by the largest value of each channel; of integers, or by what a table makes of it."""
+        shape, other = self.types[source].shape, source
+        if len(shape) == 3 and self._chance(0.7):
+            other = self._add(MaxPool, source, kernel=shape[:2], stride=shape[:2])
+        if self.integer and self._chance(0.5):
+            other = self._activation(other)
+        q = self._requantization(np.array([self._peak(source) * self._peak(other)])) if self.integer else None
+        return self._add(Product, source, other, requantization=q)
 
     def _branch(self, source: str) -> str:
         """An addition or a concatenation of the source and one or more other tensors that fit it."""
@@ -539,6 +552,8 @@ class _Builder:
             grid, bound = min(grid / 2, 1 / 4), bound * float(np.abs(node.scale).max()) + 2.0
         elif isinstance(node, Add):
             bound = sum(self.bound[name] for name in node.inputs)
+        elif isinstance(node, Product):
+            grid, bound = (prod(known[name] for name in node.inputs) for known in (self.grid, self.bound))
         elif isinstance(node, MatMul):
             a, b = node.inputs
             grid = self.grid[a] * self.grid[b]

@@ -28,6 +28,7 @@ from csengine.graph import (
     LocalResponseNorm,
     MatMul,
     Node,
+    Product,
     Quantize,
     Transpose,
 )
@@ -45,6 +46,7 @@ STORED = {
     "format-1.1/sequence": "cf45d3220e491701",
     "format-1.1/island": "67cd56d43b893b44",
     "format-1.2/signal": "e2e54a76709884a3",
+    "format-1.2/gates": "8d84696af918c901",
     "format-1.2/tables": "524a6f1e01d3fb3a",
     "format-1.2/functions": "65571d180664f966",
 }
@@ -114,6 +116,7 @@ NEWER = {
 
 
 NEWEST: dict[str, tuple[Node, ...]] = {
+    "product": (Product(name="y", inputs=("x", "x")),),
     "activation": (Activation(name="y", inputs=("x",), function="elu", alpha=0.5),),
 }
 

@@ -34,6 +34,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -643,6 +644,17 @@ def test_activations_are_float32_or_what_their_table_is() -> None:
 )
 def test_refuses_an_activation(source: Input, attributes: dict[str, Any], reason: str) -> None:
     refuse(reason, source, activation(**attributes))
+
+
+def test_products_are_of_one_shape_or_of_one_position() -> None:
+    gate = MaxPool(name="g", inputs=("x",), kernel=(6, 5), stride=(1, 1))
+    assert result_type(FLOAT_IMAGE, gate, Product(name="y", inputs=("x", "g"))).shape == (6, 5, 4)
+    assert result_type(FLOAT_IMAGE, Product(name="y", inputs=("x", "x"))).shape == (6, 5, 4)
+    refuse(r"multiplies shape \(1, 1, 4\) by \(6, 5, 4\)", FLOAT_IMAGE, gate, Product(name="y", inputs=("g", "x")))
+    refuse("needs a requantization", IMAGE, Product(name="y", inputs=("x", "x")))
+    scaled = Product(name="y", inputs=("x", "x"), requantization=requantization(1))
+    assert result_type(IMAGE, scaled).dtype == scaled.requantization.dtype  # type: ignore[union-attr]
+    refuse("cannot be requantized", FLOAT_IMAGE, scaled)
 
 
 def activation(**attributes: Any) -> Activation:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the extra csengine[torch]")
 onnx = pytest.importorskip("onnx", reason="needs the extra csengine[onnx]")
 pytest.importorskip("onnxruntime", reason="compares with ONNX Runtime")
 
-from test_import_onnx import model_of, node, weights  # noqa: E402
+from test_import_onnx import SIGNALS, model_of  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
@@ -220,64 +220,8 @@ def test_masks_of_signals_survive_a_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_allclose(reference.run(graph, graph.from_caller(x)), expected(module, x), rtol=0, atol=1e-5)
 
 
-W = {"w": weights(4, 6, 3)}
-OPERATIONS: dict[str, tuple[list[Any], dict[str, Any]]] = {
-    "conv": ([node("Conv", "x", "w", pads=[2, 1], strides=[2])], W),
-    "conv_same_lower": ([node("Conv", "x", "w", auto_pad="SAME_LOWER", strides=[3])], W),
-    "conv_dilated": ([node("Conv", "x", "w", dilations=[4], pads=[8, 0])], W),
-    "conv_depthwise": ([node("Conv", "x", "w", group=6)], {"w": weights(12, 1, 3)}),
-    "pad_conv": (
-        [onnx.helper.make_node("Pad", ["x", "p"], ["q"]), node("Conv", "q", "w")],
-        {**W, "p": np.int64([0, 0, 3, 0, 0, 1])},
-    ),
-    "pad": ([node("Pad", "x", "p")], {"p": np.int64([0, 0, 3, 0, 0, 1])}),
-    "max_pool": ([node("MaxPool", "x", kernel_shape=[3], strides=[2], pads=[1, 1])], {}),
-    "max_pool_ceil": ([node("MaxPool", "x", kernel_shape=[3], strides=[3], ceil_mode=1)], {}),
-    "average_pool": ([node("AveragePool", "x", kernel_shape=[3], strides=[2], pads=[1, 1])], {}),
-    "average_pool_counted": ([node("AveragePool", "x", kernel_shape=[3], pads=[1, 1], count_include_pad=1)], {}),
-    "global_average": ([node("GlobalAveragePool", "x")], {}),
-    "global_maximum": ([node("GlobalMaxPool", "x")], {}),
-    "reduce_max": ([node("ReduceMax", "x", axes=[2], keepdims=0)], {}),
-    "reduce_mean": ([node("ReduceMean", "x", axes=[-1])], {}),
-    "batch_norm": (
-        [node("BatchNormalization", "x", "s", "b", "m", "v")],
-        {"s": weights(6), "b": weights(6), "m": weights(6), "v": np.abs(weights(6)) + 1},
-    ),
-    "last": ([node("Gather", "x", "i", axis=2)], {"i": np.int64(-1)}),
-    "middle": ([node("Slice", "x", "a", "b", "c")], {"a": np.int64([2]), "b": np.int64([9]), "c": np.int64([2])}),
-    "every_third": (
-        [node("Slice", "x", "a", "b", "c", "d")],
-        {"a": np.int64([0]), "b": np.int64([99]), "c": np.int64([2]), "d": np.int64([3])},
-    ),
-    "conv_cut": (
-        [
-            onnx.helper.make_node("Conv", ["x", "w"], ["c"], pads=[3, 5], strides=[2]),
-            onnx.helper.make_node("Relu", ["c"], ["r"]),
-            node("Slice", "r", "a", "b", "c0"),
-        ],
-        {**W, "a": np.int64([1]), "b": np.int64([-2]), "c0": np.int64([2])},
-    ),
-    "flattened": (
-        [
-            onnx.helper.make_node("Conv", ["x", "w"], ["c"]),
-            onnx.helper.make_node("Flatten", ["c"], ["f"]),
-            node("Gemm", "f", "g"),
-        ],
-        {**W, "g": weights(4 * 12, 5)},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_equals_onnx_runtime(name: str) -> None:
-    model = model_of(*OPERATIONS[name], shape=(6, 14))
-    imported = onnx_importer.read(model)
-    x = RNG.standard_normal((1, *imported.graph.input.shape), np.float32)
-    check(model, imported, x).raise_if_far(1e-6)
-
-
 def test_cut_convolutions_have_less_padding() -> None:
-    graph = onnx_importer.read(model_of(*OPERATIONS["conv_cut"], shape=(6, 14))).graph
+    graph = onnx_importer.read(model_of(*SIGNALS["conv_cut"], shape=(6, 14))).graph
     assert [(node.padding, node.groups) for node in graph.nodes if isinstance(node, Conv2d)] == [((0, 1, 0, 1), 1)]
 
 

@@ -34,6 +34,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -653,6 +654,26 @@ def test_tables(size: int, dtype: Any, to: Any) -> None:
     node = Activation(name="y", inputs=("x",), function="tanh", table=table, scale=1.0)
     check((source, node), np.resize(np.arange(256, dtype=np.uint8).view(dtype), (3, size)))
     check((source, node), values(rng, (2, size), dtype, 0.9))
+
+
+@pytest.mark.parametrize("channels", [1, 7, 16, 33])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+@pytest.mark.parametrize("is_gate", [True, False])
+def test_products(channels: int, dtype: Any, is_gate: bool) -> None:
+    """An image by its own largest values, whose type another table makes, and by itself."""
+    rng, is_float = np.random.default_rng(channels), dtype == "float32"
+    source = Input(name="x", inputs=(), shape=(3, 2, channels), dtype=dtype, scale=None if is_float else 1.0)
+    best = MaxPool(name="best", inputs=("x",), kernel=(3, 2) if is_gate else (1, 1), stride=(1, 1))
+    x = values(rng, (2, 3, 2, channels), "int8" if is_float else dtype, 0.9).astype(dtype)
+    if is_float:
+        check((source, best, Product(name="y", inputs=("x", "best"))), x)
+        return
+    for of, to in itertools.product(("uint8", "int8"), repeat=2):
+        table = rng.permutation(256).astype(np.uint8).view(of)
+        gate = Activation(name="gate", inputs=("best",), function="sigmoid", table=table, scale=1.0)
+        for typical in (100.0, 1e4):
+            product = Product(name="y", inputs=("x", "gate"), requantization=requantization(rng, 1, typical, to))
+            check((source, best, gate, product), x)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 33])

@@ -32,6 +32,7 @@ from csengine.graph import (
     MaxPool,
     Node,
     Packing,
+    Product,
     Relu,
     Requantization,
     Reshape,
@@ -518,6 +519,18 @@ def test_an_activation_becomes_a_table(function: Any) -> None:
         real = reference.activate(activation, np.array([value * source]))[0] / made.scale
         limits = np.iinfo(made.table.dtype)
         assert made.table[value % 256] == np.clip(np.rint(real), limits.min, limits.max)
+
+
+def test_a_factor_per_channel_multiplies_integers() -> None:
+    pool = AveragePool(name="p", inputs=("c",), kernel=(8, 8), stride=(8, 8))
+    gate = Activation(name="s", inputs=("p",), function="hard_sigmoid", alpha=1 / 6)
+    product = Product(name="m", inputs=("c", "s"))
+    graph, _ = quantized(IMAGE, conv2d("c", "x", 3, 5), pool, gate, product, conv2d("y", "m", 5, 2))
+    assert kinds(graph) == "Input Conv2d AveragePool Activation Product Conv2d Dequantize"
+    made = of(graph, "m").requantization
+    scales = [graph.types[name].scale for name in ("c", "s", "m")]
+    assert made.multiplier[0] / 2.0 ** made.shift[0] == pytest.approx(scales[0] * scales[1] / scales[2], rel=2**-15)
+    assert [graph.types[name].dtype for name in ("c", "s", "m")] == ["int8", "uint8", "int8"]
 
 
 def test_an_activation_of_unsigned_integers_and_a_relu_after_one_are_unsigned() -> None:

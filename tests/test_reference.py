@@ -39,6 +39,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Relu,
     Requantization,
     Reshape,
@@ -131,6 +132,8 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
             return torch_activation(node, x)
         case Add():
             return operands[0] + operands[1]
+        case Product():
+            return operands[0] * operands[1]
         case Concat():
             return torch.cat(operands, dim=-1)
         case Reshape():
@@ -540,6 +543,21 @@ def test_activations_of_integers_are_a_table(dtype: Any, to: Any) -> None:
     got = reference.run(Graph((source, node)), x)
     assert got.dtype == to
     assert got[0].tolist() == [int(table[value % 256]) for value in range(lowest, highest + 1)]
+
+
+@pytest.mark.parametrize("types", list(itertools.product(RANGES, repeat=3)))
+def test_products_of_integers_are_exact(types: tuple[Any, Any, Any]) -> None:
+    """An image by one position; half up, by rational arithmetic."""
+    rng, (a, b, to) = np.random.default_rng(0), types
+    sources = [rng.integers(*RANGES[dtype], (2, 3, 2, 4), endpoint=True).astype(dtype) for dtype in (a, b)]
+    sources[1] = sources[1][:, :1, :1]
+    for multiplier, shift in ((40000, 24), (2**15, 16), (65535, 30)):
+        node = Product(name="y", inputs=("a", "b"), requantization=requantization(multiplier, shift, to))
+        got = reference.apply(node, sources)
+        products = sources[0].astype(int) * sources[1].astype(int)
+        wanted = [exact_requantize(int(value), multiplier, shift, to) for value in products.ravel()]
+        assert got.dtype == to
+        assert got.ravel().tolist() == wanted
 
 
 # --- the generator of networks ---------------------------------------------------------------------------------------

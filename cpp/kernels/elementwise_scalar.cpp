@@ -92,6 +92,53 @@ class Add final : public Step {
     AddSpec spec_;
 };
 
+template <class A, class B, class Out>
+class Product final : public Step {
+  public:
+    explicit Product(const ProductSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        const int channels = spec_.output.channels;
+        const int step = spec_.second.positions() == 1 ? 0 : channels;
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const A* a = sample<A>(call.inputs[0], spec_.first, n);
+            const B* b = sample<B>(call.inputs[1], spec_.second, n);
+            Out* out = sample<Out>(call.output, spec_.output, n);
+            for (int64_t p = 0; p < spec_.output.positions(); ++p, a += channels, b += step, out += channels) {
+                for (int c = 0; c < channels; ++c) out[c] = multiplied(a[c], b[c]);
+            }
+        }
+    }
+
+  private:
+    Out multiplied(A a, B b) const {
+        if constexpr (std::is_floating_point_v<A>) {
+            return a * b;
+        } else {
+            const Requantization& q = spec_.requantization;
+            return requantize<Out>(int64_t{a} * b, q.multiplier[0], q.shift[0]);
+        }
+    }
+
+    ProductSpec spec_;
+};
+
+// The step of an operation on two tensors, for their types and that of the result.
+template <template <class, class, class> class Operation, class Spec>
+std::unique_ptr<Step> of_pairs(const Spec& spec) {
+    if (spec.output.dtype == DType::f32) return std::make_unique<Operation<float, float, float>>(spec);
+    const auto with_output = [&](auto a, auto b) -> std::unique_ptr<Step> {
+        using A = decltype(a);
+        using B = decltype(b);
+        if (spec.output.dtype == DType::u8) return std::make_unique<Operation<A, B, uint8_t>>(spec);
+        return std::make_unique<Operation<A, B, int8_t>>(spec);
+    };
+    const auto with_second = [&](auto a) {
+        return spec.second.dtype == DType::u8 ? with_output(a, uint8_t{}) : with_output(a, int8_t{});
+    };
+    return spec.first.dtype == DType::u8 ? with_second(uint8_t{}) : with_second(int8_t{});
+}
+
 class Concat final : public Step {
   public:
     explicit Concat(const ConcatSpec& spec) : spec_(spec) {}
@@ -211,19 +258,9 @@ std::unique_ptr<Step> affine(const AffineSpec& spec) {
     });
 }
 
-std::unique_ptr<Step> add(const AddSpec& spec) {
-    if (spec.output.dtype == DType::f32) return std::make_unique<Add<float, float, float>>(spec);
-    const auto with_output = [&](auto a, auto b) -> std::unique_ptr<Step> {
-        using A = decltype(a);
-        using B = decltype(b);
-        if (spec.output.dtype == DType::u8) return std::make_unique<Add<A, B, uint8_t>>(spec);
-        return std::make_unique<Add<A, B, int8_t>>(spec);
-    };
-    const auto with_second = [&](auto a) {
-        return spec.second.dtype == DType::u8 ? with_output(a, uint8_t{}) : with_output(a, int8_t{});
-    };
-    return spec.first.dtype == DType::u8 ? with_second(uint8_t{}) : with_second(int8_t{});
-}
+std::unique_ptr<Step> add(const AddSpec& spec) { return of_pairs<Add>(spec); }
+
+std::unique_ptr<Step> product(const ProductSpec& spec) { return of_pairs<Product>(spec); }
 
 std::unique_ptr<Step> concat(const ConcatSpec& spec) { return std::make_unique<Concat>(spec); }
 

@@ -133,6 +133,12 @@ struct AddSpec {
     Requantization requantization;  // two multipliers, one shift
 };
 
+// first * second, of which the second may have one position only.
+struct ProductSpec {
+    Tensor first, second, output;
+    Requantization requantization;  // one pair
+};
+
 struct ConcatSpec {
     std::vector<Tensor> inputs;
     Tensor output;

@@ -21,6 +21,7 @@ std::unique_ptr<Step> activation(const ActivationSpec&);
 std::unique_ptr<Step> affine(const AffineSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
+std::unique_ptr<Step> product(const ProductSpec&);
 std::unique_ptr<Step> concat(const ConcatSpec&);
 std::unique_ptr<Step> dequantize(const DequantizeSpec&);
 std::unique_ptr<Step> quantize(const QuantizeSpec&);

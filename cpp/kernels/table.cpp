@@ -133,6 +133,12 @@ const std::vector<Kernel<AddSpec>>& kernels() {
 }
 
 template <>
+const std::vector<Kernel<ProductSpec>>& kernels() {
+    static const std::vector<Kernel<ProductSpec>> table = {{"product", Tier::scalar, Mode::none, scalar::product}};
+    return table;
+}
+
+template <>
 const std::vector<Kernel<ConcatSpec>>& kernels() {
     static const std::vector<Kernel<ConcatSpec>> table = {
         {"concat", Tier::scalar, Mode::none, scalar::concat},

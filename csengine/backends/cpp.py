@@ -31,6 +31,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -227,6 +228,8 @@ class _Lowering:
                 builder.pool(node.name, *inputs, output, _window(node), True, node.count_padding, scaling)
             case Add():
                 builder.add(node.name, *inputs, output, _pair(node.requantization))
+            case Product():
+                builder.product(node.name, *inputs, output, _pair(node.requantization))
             case Concat():
                 builder.concat(node.name, list(inputs), output, _pair(node.requantization))
             case Dequantize():

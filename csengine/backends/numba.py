@@ -53,6 +53,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -634,6 +635,7 @@ _KERNEL_NAMES: Mapping[type[Node], str] = {
     MaxPool: "pool",
     AveragePool: "pool",
     Add: "add",
+    Product: "product",
     Concat: "concat",
     Dequantize: "dequantize",
     Quantize: "quantize",
@@ -688,6 +690,10 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
         case Add():
             ratios = None if node.requantization is None else tuple(_ratios(node.requantization, 2))
             return [(kernels.add, (x.reshape(-1), inputs[1].reshape(-1), ratios, out.reshape(-1)))]
+        case Product():
+            (ratio,) = _ratios(node.requantization, 1)
+            a, b, result = (item.reshape(len(item), -1, item.shape[-1]) for item in (*inputs, out))
+            return [(kernels.product, (a, b, ratio, result))]
         case Concat():
             ends = np.cumsum([source.shape[-1] for source in inputs]).tolist()
             parts = zip(inputs, _ratios(node.requantization, len(inputs)), [0, *ends], strict=False)

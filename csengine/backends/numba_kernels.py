@@ -848,6 +848,21 @@ def add(a: Array, b: Array, ratios: Any, out: Array) -> None:
 
 
 @Kernel
+def product(a: Array, b: Array, ratio: float | None, out: Array) -> None:
+    """`a * b` of `[B, positions, C]`, of which b may have one position; ratio, M / 2**s, may be None."""
+    positions = a.shape[1]
+    for place in prange(a.shape[0] * positions):
+        sample, position = place // positions, place % positions
+        gate = position if b.shape[1] > 1 else 0
+        for channel in range(a.shape[2]):
+            if ratio is None:
+                out[sample, position, channel] = a[sample, position, channel] * b[sample, gate, channel]
+            else:
+                product = np.int32(a[sample, position, channel]) * np.int32(b[sample, gate, channel])
+                out[sample, position, channel] = _requantize(product, ratio, _limits(out))
+
+
+@Kernel
 def concat(x: Array, ratio: float | None, first: int, out: Array) -> None:
     """One input `[places, C]` becomes the channels of out `[places, O]` from `first` on; ratio may be None."""
     for place in prange(x.shape[0]):

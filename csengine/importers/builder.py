@@ -36,6 +36,7 @@ from csengine.graph import (
     MaxPool,
     Node,
     Packing,
+    Product,
     Relu,
     Reshape,
     Scope,
@@ -80,6 +81,20 @@ class Padded:
     value: Value
     padding: Padding
     fill: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A factor per channel that is repeated over an image of this shape: only a product reads it."""
+
+    value: Value
+    shape: tuple[int, ...]
+
+    def factor_of(self, other: Any) -> Value:
+        """The factor itself, for a product with what it is repeated for. Raises UnsupportedError."""
+        if not isinstance(other, Value) or other.shape != self.shape:
+            raise UnsupportedError(f"repeats {self.value.shape} to {self.shape}; only products with such do so")
+        return self.value
 
 
 @lru_cache(maxsize=64)
@@ -257,6 +272,8 @@ class Builder:
 
     def affine(self, name: str, value: Value, scale: Array, shift: Array) -> Value:
         """`x * scale + shift` for constants that broadcast to a sample's shape."""
+        if np.allclose(scale, 1 / 6, rtol=1e-6) and not np.any(shift) and (source := self._six_shares_of(value.name)):
+            return self.activation(name, replace(value, name=source), "hard_sigmoid", 1 / 6)
         if len(value.shape) == 1 and np.size(scale) * np.size(shift) > 1:  # one of each per element
             value = self.vector(value, f"{name}.flat")
         full = [self._per_element(value, constant) for constant in (scale, shift)]
@@ -271,10 +288,22 @@ class Builder:
         """A function of every element."""
         return self.elementwise(Activation, name, value, function=function, alpha=float(alpha))
 
+    def _six_shares_of(self, name: str) -> str | None:
+        """x, if a tensor is `clip(x + 3, 0, 6)`: a hard sigmoid, written out, before it is divided."""
+        clip = self._made(name)
+        if not isinstance(clip, Clip) or (clip.minimum, clip.maximum) != (0.0, 6.0):
+            return None
+        shifted = self._made(clip.inputs[0])
+        is_three = isinstance(shifted, Affine) and bool((shifted.scale == 1).all() and (shifted.shift == 3).all())
+        return shifted.inputs[0] if is_three else None
+
+    def _made(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
     def gated(self, name: str, a: Value, b: Value) -> Value | None:
         """`x * sigmoid(x)` and `x * hard_sigmoid(x)` as one activation; None for other products."""
         for x, gate in ((a, b), (b, a)):
-            made = next(node for node in self.nodes if node.name == gate.name)
+            made = self._made(gate.name)
             if isinstance(made, Activation) and made.inputs == (x.name,) and np.array_equal(x.places, gate.places):
                 if made.function == "sigmoid":
                     return self.activation(name, x, "silu")
@@ -341,10 +370,12 @@ class Builder:
         )
         return self._standard(result, image)
 
-    def padded(self, name: str, source: Value | Padded) -> Value:
+    def padded(self, name: str, source: Value | Padded | Repeated) -> Value:
         """The padded image itself: a convolution with the identity pads with zeros."""
         if isinstance(source, Value):
             return source
+        if isinstance(source, Repeated):
+            return source.factor_of(None)
         if source.fill != 0:
             raise UnsupportedError(f"is padded with {source.fill}; only zeros are supported here")
         image, axes = source.value, len(source.value.shape) - 1
@@ -378,7 +409,7 @@ class Builder:
         return self._standard(result, image)
 
     def _is_never_negative(self, source: Padded) -> bool:
-        made = next(node for node in self.nodes if node.name == source.value.name)
+        made = self._made(source.value.name)
         is_clipped = isinstance(made, Clip) and made.minimum is not None and made.minimum >= 0
         return source.fill == 0 and (isinstance(made, Relu) or is_clipped)
 
@@ -443,6 +474,23 @@ class Builder:
         if a.shape != b.shape:
             raise UnsupportedError(f"adds shapes {a.shape} and {b.shape}; only one shape is supported")
         return replace(a, name=self.emit(Add, name, a.name, self.arranged(b, a.places, name).name))
+
+    def multiply(self, name: str, a: Value, b: Value) -> Value:
+        """Element-wise product of tensors of one shape, or of an image or signal by one factor per channel."""
+        a, b = (a, b) if prod(a.shape) >= prod(b.shape) else (b, a)
+        if (gated := self.gated(name, a, b)) is not None:
+            return gated
+        if a.shape == b.shape:
+            return replace(a, name=self.emit(Product, name, a.name, self.arranged(b, a.places, name).name))
+        if a.is_whole or b.shape != (a.shape[0], *(1 for _ in a.shape[1:])):
+            raise UnsupportedError(
+                f"multiplies activations of shapes {a.shape} and {b.shape}; expected one shape, or a factor per channel"
+            )
+        image = self.image(a, name)
+        factors = self.arranged(
+            b, np.arange(len(b.places.ravel()), dtype=np.int32).reshape(1, 1, -1), f"{name}.factors"
+        )
+        return replace(image, name=self.emit(Product, name, image.name, factors.name))
 
     def concat(self, name: str, values: Sequence[Value], axis: int) -> Value:
         """Tensors joined along an axis of a sample."""
@@ -593,6 +641,7 @@ __all__ = [
     "GraphError",
     "Padded",
     "Padding",
+    "Repeated",
     "UnsupportedError",
     "Value",
     "sample_axis",

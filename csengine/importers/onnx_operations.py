@@ -17,6 +17,7 @@ from csengine.importers import sequences
 from csengine.importers.builder import (
     Builder,
     Padded,
+    Repeated,
     UnsupportedError,
     Value,
     sample_axis,
@@ -25,7 +26,7 @@ from csengine.importers.builder import (
 from csengine.quantization import KnownScale
 
 Array = NDArray[Any]
-Result: TypeAlias = "Value | Padded | Array | winners.Symbol | tuple[Value, ...]"
+Result: TypeAlias = "Value | Padded | Repeated | Array | winners.Symbol | tuple[Value, ...]"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -90,6 +91,8 @@ class Call:
             raise UnsupportedError("reads an error function, which is supported only as a part of GELU")
         if isinstance(value, winners.Symbol):
             raise UnsupportedError(f"reads {value.what}, which is supported only as a part of k-winners", winners.FORMS)
+        if isinstance(value, Repeated):
+            return value.factor_of(None)
         if not isinstance(value, (Value, Padded)):
             raise UnsupportedError(f"has a constant as operand {i}; expected an activation")
         return value
@@ -312,9 +315,10 @@ def multiply(call: Call) -> Any:
         mask, i = (a, 1) if isinstance(a, winners.Mask) else (b, 0)
         return winners.choose(call, mask, call.tensor(i))
     if not any(isinstance(operand, np.ndarray) for operand in (a, b)):
-        gated = call.state.builder.gated(call.name, call.tensor(0), call.tensor(1))
-        require(gated is not None, "multiplies two activations; only constants, and x * sigmoid(x), are supported")
-        return gated
+        factors = [x.factor_of(y) if isinstance(x, Repeated) else None for x, y in ((a, b), (b, a))]
+        return call.state.builder.multiply(
+            call.name, *(call.tensor(i) if x is None else x for i, x in enumerate(factors))
+        )
     constant, i = (a, 1) if isinstance(a, np.ndarray) else (b, 0)
     return _scale(call, call.tensor(i), constant)
 
@@ -541,6 +545,13 @@ def split(call: Call) -> Result:
     )
 
 
+def expand(call: Call) -> Result:
+    x, shape = call.tensor(0), call.numbers("shape", 1) or []
+    full = np.broadcast_shapes(call.state.builder.whole_shape(x), shape)
+    require(not x.is_whole and len(full) == len(x.shape) + 1, f"expands {x.shape} to {full}")
+    return x if full[1:] == x.shape else Repeated(x, full[1:])
+
+
 def softmax(call: Call) -> Result:
     x, opset = call.tensor(0), call.state.opset
     axis = sample_axis(call.get("axis", -1 if opset >= 13 else 1), x)
@@ -655,6 +666,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Unsqueeze": arranging(unsqueeze),
     "Transpose": arranging(transpose),
     "Split": split,
+    "Expand": expand,
     "Softmax": softmax,
     "Shape": shape,
     "Identity": arranging(same),

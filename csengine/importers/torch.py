@@ -27,7 +27,7 @@ from torch.nn import functional
 from csengine import reference
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
-from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
+from csengine.importers.builder import Builder, Padded, Repeated, UnsupportedError, Value
 from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES, SIGNAL_MODULES
 from csengine.torch.layers import attach_masks
 
@@ -311,7 +311,7 @@ def _holds_activations(item: Any) -> bool:
         return any(map(_holds_activations, item.values()))
     if isinstance(item, (list, tuple)):
         return any(map(_holds_activations, item))
-    return isinstance(item, (Value, Padded))
+    return isinstance(item, (Value, Padded, Repeated))
 
 
 class _UnknownError(Exception):

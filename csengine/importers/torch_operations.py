@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from csengine.graph import AveragePool, Clip, Function, Gelu, LocalResponseNorm, MaxPool, Node, Packing, Relu
 from csengine.importers import sequences
-from csengine.importers.builder import Builder, Padded, UnsupportedError, Value, sample_axis, with_dilation
+from csengine.importers.builder import Builder, Padded, Repeated, UnsupportedError, Value, sample_axis, with_dilation
 from csengine.torch.kwinners import KWinners
 from csengine.torch.layers import mask_of
 
@@ -372,7 +372,7 @@ def _pad(builder: Builder, name: str, x: Any, pad: Any, mode: str = "constant", 
 
 def _add(builder: Builder, name: str, a: Any, b: Any, alpha: float = 1) -> Any:
     _require(alpha == 1, "adds with alpha; only 1 is supported")
-    a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    a, b = (builder.padded(name, item) if isinstance(item, (Padded, Repeated)) else item for item in (a, b))
     if isinstance(a, Value) and isinstance(b, Value):
         return builder.add(name, a, b)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
@@ -383,14 +383,17 @@ def _add(builder: Builder, name: str, a: Any, b: Any, alpha: float = 1) -> Any:
 
 def _multiply(builder: Builder, name: str, a: Any, b: Any) -> Any:
     a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    a, b = _factor(a, b), _factor(b, a)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
     if not isinstance(value, Value):
         return a * b
     if isinstance(constant, Value):
-        gated = builder.gated(name, value, constant)
-        _require(gated is not None, "multiplies two activations; only constants, and x * sigmoid(x), are supported")
-        return gated
+        return builder.multiply(name, value, constant)
     return builder.affine(name, value, _constant(constant, value), np.zeros(()))
+
+
+def _factor(item: Any, other: Any) -> Any:
+    return item.factor_of(other) if isinstance(item, Repeated) else item
 
 
 def _subtract(builder: Builder, name: str, a: Any, b: Any) -> Any:
@@ -481,6 +484,16 @@ def _softmax(builder: Builder, name: str, x: Any, dim: Any = None, _stacklevel: 
 
 def _same(builder: Builder, name: str, x: Any, *ignored: Any, **options: Any) -> Any:
     return x
+
+
+def _expand(builder: Builder, name: str, x: Any, *sizes: Any) -> Any:
+    value, extents = builder.padded(name, x), sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    _require(len(extents) == len(value.shape) + 1, f"expands {value.shape} to {tuple(extents)}")
+    return Repeated(value, tuple(n if m == -1 else m for n, m in zip(value.shape, extents[1:], strict=True)))
+
+
+def _expand_as(builder: Builder, name: str, x: Any, other: Any) -> Any:
+    return Repeated(builder.padded(name, x), builder.padded(name, other).shape)
 
 
 def _getattr(builder: Builder, name: str, x: Any, attribute: str) -> Any:
@@ -633,6 +646,8 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("mul", "mul_"), _multiply),
     "div": _divide,
     **dict.fromkeys(("contiguous", "clone", "detach"), _same),
+    "expand": _expand,
+    "expand_as": _expand_as,
     "size": _size,
 }
 

@@ -26,6 +26,7 @@ from csengine.graph import (
     Input,
     Linear,
     Node,
+    Product,
     Quantize,
     Relu,
     Reshape,
@@ -73,7 +74,7 @@ def _real(graph: Graph, node: Node) -> tuple[Node, ...]:
             return (replace(node, minimum=low, maximum=high),)
         case Activation():
             return _clamped(graph, replace(node, table=None, scale=None))
-        case AveragePool() | Add() | Concat():
+        case AveragePool() | Add() | Product() | Concat():
             return _clamped(graph, replace(node, requantization=None))
         case Dequantize():
             ratio = rescaling(graph, node)

@@ -2,8 +2,7 @@
 
     python tests/data/make_format_1_2.py DIRECTORY
 
-They are never made again, as those of the versions before. Results of `signal` and `tables` are integers, those of
-`functions` float32.
+They are never made again, as those of the versions before. Results of `functions` are float32, all others integers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,18 @@ from safetensors.numpy import save_file
 
 from csengine import reference
 from csengine.container import Model, save
-from csengine.graph import FUNCTIONS, Activation, Concat, Conv2d, Graph, Input, Node, Requantization
+from csengine.graph import (
+    FUNCTIONS,
+    Activation,
+    Concat,
+    Conv2d,
+    Graph,
+    Input,
+    MaxPool,
+    Node,
+    Product,
+    Requantization,
+)
 from csengine.packing import pack
 
 RNG = np.random.default_rng(12)
@@ -63,7 +73,23 @@ def functions() -> Graph:
     return Graph((*nodes, Concat(name="y", inputs=tuple(FUNCTIONS))))
 
 
-GRAPHS = {"signal": signal, "tables": tables, "functions": functions}
+def gates() -> Graph:
+    """An image by its own largest values, and by itself."""
+    nodes: list[Node] = [
+        Input(name="x", inputs=(), shape=(3, 4, CHANNELS), dtype="int8", scale=0.25),
+        MaxPool(name="best", inputs=("x",), kernel=(3, 4), stride=(1, 1)),
+        Product(name="gated", inputs=("x", "best"), requantization=product("int8")),
+        Product(name="y", inputs=("gated", "gated"), requantization=product("uint8")),
+    ]
+    return Graph(tuple(nodes), "NCHW")
+
+
+def product(dtype: str) -> Requantization:
+    """Brings products of 8 bits back to 8 bits."""
+    return Requantization(np.array([50000], np.uint16), np.array([22], np.uint8), dtype, 0.5)
+
+
+GRAPHS = {"signal": signal, "tables": tables, "functions": functions, "gates": gates}
 
 
 def main() -> None:
