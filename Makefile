@@ -125,7 +125,8 @@ fuzz: $(VENV)/.test
 
 # The kernels of every tier that runs here, and mutants, under the address sanitizer; what threads share, under the
 # thread sanitizer; undefined behaviour under both. Python itself is not built with them, so their library comes first,
-# with that of C++, whose exceptions it has to find; and what Python never frees is no leak. About ten minutes.
+# with that of C++, whose exceptions it has to find; what Python never frees is no leak, and NumPy's BLAS, which is not
+# built with them, keeps to one thread. About ten minutes.
 SANITIZE := -fsanitize=undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -fsanitize=
 SANITIZED_address := tests/test_kernels.py tests/test_backends.py tests/test_fuzz.py -k 'not numba'
 SANITIZED_thread := tests/test_kernels.py tests/test_engine.py -k 'threads_share'
@@ -138,7 +139,7 @@ sanitize-%: $(VENV)/.test
 	  $(BIN)/python setup.py -q build --build-base build/sanitize-$* --build-lib build/sanitize-$*/lib
 	grep -q $(RUNTIME) build/sanitize-$*/lib/csengine/_native*.so  # it is made with it
 	PYTHONPATH=build/sanitize-$*/lib LD_PRELOAD='$(foreach library,$(RUNTIME) libstdc++.so,$(shell $(CC) -print-file-name=$(library)))' \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
+	  OPENBLAS_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 CSENGINE_FUZZ_MUTANTS=2000 \
 	  $(BIN)/pytest -q --capture=sys -p no:cacheprovider $(SANITIZED_$*)
 
 # The kernels of all tiers on any processor with AVX2: SIMDe emulates AVX-512, plain C++ the tiles of AMX.

@@ -15,9 +15,10 @@ native = Pybind11Extension(
     sorted(glob("cpp/*.cpp") + glob("cpp/kernels/*.cpp")),
     depends=sorted(glob("cpp/*.h") + glob("cpp/kernels/*.h")),
     cxx_std=17,
+    # Python is built with -fwrapv, which keeps int indices from becoming addresses: 2 % of a word.
     # GCC 12 takes the undefined vectors of its own intrinsics for uninitialized variables.
     extra_compile_args=[
-        *("-O3", "-ffp-contract=off", "-fvisibility=hidden"),
+        *("-O3", "-ffp-contract=off", "-fno-wrapv", "-fvisibility=hidden"),
         *("-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ],
 )

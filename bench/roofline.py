@@ -50,7 +50,10 @@ class Work:
 
 
 def work_of(graph: Graph, choice: KernelChoice, x: Array) -> Work:
-    """Of a network that is one operation of `graph.input` (and a pooling fused with it), on samples x."""
+    """Of a network that is one operation on samples x: of `graph.input`, or behind k-winners that leave x as it is.
+
+    A pooling after it is fused with it.
+    """
     source, output = graph.input, graph.output_type
     layers = [node for node in graph.nodes if isinstance(node, (Conv2d, Linear))]
     moved = _bytes(graph.types[source.name]), _bytes(output)
@@ -58,7 +61,7 @@ def work_of(graph: Graph, choice: KernelChoice, x: Array) -> Work:
     if not layers:
         return Work(dtype, 0, moved[0], moved[1], sum(moved), 0)
     (layer,) = layers
-    tensors = {source.name: x, layer.name: np.empty((len(x), *graph.types[layer.name].shape))}
+    tensors = {layer.inputs[0]: x, layer.name: np.empty((len(x), *graph.types[layer.name].shape))}
     products = count_macs(graph, tensors, {layer.name: choice.mode})[layer.name] / len(x)
     weight = layer.dense_weight if choice.mode == "dense" else layer.weight
     selects = choice.mode == "sparse-sparse"

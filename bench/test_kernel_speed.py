@@ -83,6 +83,13 @@ def _second_convolution(block: tuple[int, int]) -> Graph:
     return Graph((source, unpadded, MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2))))
 
 
+def _behind_winners(graph: Graph, k: int) -> Graph:
+    """The same network, a k-winners before it."""
+    source, layer, *rest = graph.nodes
+    winners = KWTA(name="winners", inputs=("input",), k=k, scope="local")
+    return Graph((source, winners, replace(layer, inputs=("winners",)), *rest))
+
+
 def _unpacked(graph: Graph) -> Graph:
     source, layer = graph.nodes
     return Graph((source, replace(layer, weight=layer.dense_weight)))  # type: ignore[attr-defined, call-arg]
@@ -127,10 +134,21 @@ LAYERS: dict[str, tuple[Any, float]] = {
         for u, v in ((1, 1), (4, 8), (64, 16))
     },
     **{
+        f"conv 5×5 64→64 at 14², 12 % in {u}×{v} blocks, 6 winners": (
+            lambda block=(u, v): _behind_winners(_second_convolution(block), 6),
+            1.0,
+        )
+        for u, v in ((1, 1), (64, 16))
+    },
+    **{
         f"{shape.name}, 10 %, half active": (lambda shape=shape: shape.chain(1, 0.1, (4, 8), None).graph, 0.5)
         for shape in (cases.CONVOLUTIONS[2], *cases.CONVOLUTIONS[-2:])
     },
     "conv 5×5 1→64 at 32²": (_first_convolution, 1.0),
+    "conv 5×5 64→64 at 14², 12 % in 64×16 blocks, 6 winners, float32": (
+        lambda: _in_float32(_behind_winners(_second_convolution((64, 16)), 6)),
+        1.0,
+    ),
     "conv 5×5 64→64 at 14², 12 % in 4×8 blocks, 10 % active, float32": (
         lambda: _in_float32(_second_convolution((4, 8))),
         0.1,
@@ -165,6 +183,8 @@ def _prepared(layer: str) -> tuple[Graph, Array, Array]:
     make, activity = LAYERS[layer]
     graph: Graph = make()
     x = cases.active_input(np.random.default_rng(1), (INPUTS, *graph.input.shape), activity)
+    if len(graph.nodes) > 2 and isinstance(graph.nodes[1], KWTA):
+        x = reference.run(Graph(graph.nodes[:2]), x)  # what the layer sees
     if graph.input.dtype == "float32":
         x = x * np.random.default_rng(2).uniform(0.01, 0.02, x.shape).astype(np.float32)
     return graph, x, reference.run(graph, x)

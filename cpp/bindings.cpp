@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cpu_features.h"
+#include "kernels/arithmetic.h"
 #include "planner.h"
 #include "program.h"
 
@@ -137,7 +138,7 @@ class Builder {
 
     void layer(const std::string& node, int input, int output, std::array<int, 6> window, std::array<int, 2> places,
                std::array<int, 2> pool, int groups, const py::array& dense, const std::optional<Packed>& packed,
-               const std::optional<py::array>& bias, const Requantized& scaling, double activity,
+               const std::optional<py::array>& bias, const Requantized& scaling, double activity, int winners,
                const std::string& kernel) {
         LayerSpec spec{};
         spec.input = at(input);
@@ -150,6 +151,7 @@ class Builder {
         spec.groups = groups;
         spec.rows = static_cast<int>(dense.shape(0));
         spec.kernels = static_cast<int>(dense.shape(1));
+        spec.winners = std::min(winners, spec.input.channels);
         spec.dense = dense.data();
         if (packed) {
             spec.packed = packed_weight(*packed);
@@ -285,7 +287,9 @@ class Builder {
 };
 
 py::array make_result(const Tensor& type, int64_t batch) {
-    return py::array(py::dtype(numpy_name(type.dtype)), std::vector<py::ssize_t>{batch, type.size()});
+    return with_type(type.dtype, [&](auto x) -> py::array {
+        return py::array_t<decltype(x)>(std::vector<py::ssize_t>{batch, type.size()});
+    });
 }
 
 struct Batch {

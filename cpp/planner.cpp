@@ -15,6 +15,7 @@ namespace {
 constexpr int kRuns = 9;           // measured runs of a candidate
 constexpr double kBudget = 20e-3;  // seconds after which no further run begins
 constexpr double kPlain = 32;      // products of the best kernels in the time of one of plain code
+constexpr double kTie = 1.1;       // nearly the same time
 constexpr double kHopeless = 2;    // a first run this much slower than the best candidate's best ends the matter
 
 constexpr size_t kMostSwept = size_t{4} << 20;  // more than a second-level cache
@@ -34,16 +35,26 @@ Choice<LayerSpec> find(const LayerSpec& spec, Tier tier, Mode mode) {
 
 Tier tier_below(Tier tier) { return static_cast<Tier>(static_cast<int>(tier) - 1); }
 
-// One random sample, of whose values a share is other than zero.
-void fill_random(const Tensor& tensor, double activity, std::byte* to) {
+void store(const Tensor& tensor, int64_t index, int value, std::byte* to) {
+    if (tensor.dtype == DType::f32) {
+        reinterpret_cast<float*>(to)[index] = static_cast<float>(value);
+    } else {
+        to[index] = static_cast<std::byte>(value);
+    }
+}
+
+// One random sample, of whose values a share is other than zero, at a position at most `winners`.
+void fill_random(const Tensor& tensor, double activity, int winners, std::byte* to) {
     std::minstd_rand random(1);
-    std::bernoulli_distribution active(activity);
-    for (int64_t i = 0; i < tensor.size(); ++i) {
-        const auto value = active(random) ? 1 + random() % 127 : 0;
-        if (tensor.dtype == DType::f32) {
-            reinterpret_cast<float*>(to)[i] = static_cast<float>(value);
-        } else {
-            to[i] = static_cast<std::byte>(value);
+    std::uniform_real_distribution<double> uniform;
+    for (int64_t position = 0; position < tensor.positions(); ++position) {
+        // Behind k-winners exactly so many are active, among the channels that are left each with the same chance.
+        double left = winners;
+        for (int channel = 0; channel < tensor.channels; ++channel) {
+            const double chance = winners < tensor.channels ? left / (tensor.channels - channel) : activity;
+            const bool active = uniform(random) < chance;
+            left -= active;
+            store(tensor, position * tensor.channels + channel, active ? 1 + random() % 127 : 0, to);
         }
     }
 }
@@ -55,7 +66,7 @@ class Stopwatch {
           weight_bytes_(weight_bytes(spec)),
           input_(make(spec.input.stride() + kSlack)),
           output_(make(spec.output.stride() + kSlack)) {
-        fill_random(spec.input, activity, input_.get());
+        fill_random(spec.input, activity, spec.winners, input_.get());
     }
 
     // Seconds of the fastest run; gives up early on a step that cannot reach `best`.
@@ -111,6 +122,13 @@ bool saves_much(const LayerSpec& spec, Mode mode, double activity) {
     return kPlain * cost(spec, mode, activity) < cost(spec, Mode::dense, activity);
 }
 
+// Where nothing is promised of the inputs, a tie goes to what selects the active ones: there may be few.
+bool is_better(Mode mode, double seconds, Mode other, double others_seconds, double activity) {
+    if (activity < 1 || (mode == Mode::sparse_sparse) == (other == Mode::sparse_sparse))
+        return seconds < others_seconds;
+    return mode == Mode::sparse_sparse ? seconds < others_seconds * kTie : seconds * kTie < others_seconds;
+}
+
 }  // namespace
 
 CacheSweep::CacheSweep(size_t bytes) : memory_(std::min(bytes, kMostSwept) / sizeof(uint64_t), 1) {}
@@ -155,14 +173,15 @@ Choice<LayerSpec> measure_layer(const LayerSpec& spec, Tier tier, Mode limit, do
         if (best.measured.empty() && row->tier > Tier::scalar) least = tier_below(row->tier);
         const double seconds = stopwatch.time(*step, best_seconds);
         best.measured.push_back({&*row, seconds});
-        if (seconds >= best_seconds) continue;
+        if (best.kernel && !is_better(row->mode, seconds, best.kernel->mode, best_seconds, activity)) continue;
         best_seconds = seconds;
         best.kernel = &*row;
         best.step = std::move(step);
     }
     if (!best.kernel) throw std::logic_error("no kernel can run this layer");
-    std::sort(best.measured.begin(), best.measured.end(),
-              [](const Timing& a, const Timing& b) { return a.seconds < b.seconds; });
+    std::sort(best.measured.begin(), best.measured.end(), [&](const Timing& a, const Timing& b) {
+        return std::make_pair(a.kernel != best.kernel, a.seconds) < std::make_pair(b.kernel != best.kernel, b.seconds);
+    });
     return best;
 }
 

@@ -21,7 +21,7 @@ template <class Spec>
 struct Choice {
     const Kernel<Spec>* kernel = nullptr;
     std::unique_ptr<Step> step;
-    std::vector<Timing> measured;  // every kernel that was tried, the fastest first; empty if none was measured
+    std::vector<Timing> measured;  // every kernel that was tried, the chosen one first, then the fastest; or none
 };
 
 // The best kernel up to `tier` for an operation without modes.

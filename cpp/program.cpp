@@ -78,21 +78,23 @@ void Program::plan_memory(bool keep) {
 }
 
 void Program::run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
-                       bool shared) const {
-    const std::byte* inputs[kMaxOperands] = {x};
+                       ThreadPool::Turn* turn) const {
+    const std::byte* inputs[kMaxOperands];  // few are used: zeros for all would take longer than the rest of this
+    inputs[0] = x;
     const std::vector<size_t>& operands = operands_[index];
     for (size_t i = 0; i < operands.size(); ++i) inputs[i] = arena + operands[i];
     const ProgramStep& step = steps_[index];
     const Call call{inputs, arena + offsets_[step.output], arena + scratch_offset_, samples, caller_bytes};
-    if (shared && step.split) {
-        pool_->run(step.split->parts(), [&](int64_t part) { step.split->run_part(call, part); });
+    if (turn && step.split) {
+        turn->run(step.split->parts(), [&](int64_t part) { step.split->run_part(call, part); });
     } else {
         step.step->run(call);
     }
 }
 
-void Program::run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples, bool shared) const {
-    for (size_t i = 0; i < steps_.size(); ++i) run_step(i, arena, x, caller_bytes, samples, shared);
+void Program::run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
+                        ThreadPool::Turn* turn) const {
+    for (size_t i = 0; i < steps_.size(); ++i) run_step(i, arena, x, caller_bytes, samples, turn);
 }
 
 void Program::copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t samples) const {
@@ -115,9 +117,10 @@ void Program::run(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t
 void Program::run_shared(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const {
     Arena arena = arenas_->take();
     if (!arena) throw std::bad_alloc();
+    ThreadPool::Turn turn(*pool_);
     for (int64_t first = 0; first < batch; first += chunk_) {
         const int64_t samples = std::min(chunk_, batch - first);
-        run_chunk(arena.get(), x + first * caller_bytes, caller_bytes, samples, true);
+        run_chunk(arena.get(), x + first * caller_bytes, caller_bytes, samples, &turn);
         copy_out(output_, arena.get(), y + first * output().bytes(), samples);
     }
     arenas_->give(std::move(arena));
@@ -128,7 +131,7 @@ void Program::run_batch(const std::byte* x, size_t caller_bytes, std::byte* y, i
     const int64_t share = (batch + pool_->threads() - 1) / pool_->threads();
     const int64_t chunk = std::min(chunk_, share);
     std::atomic<bool> out_of_memory{false};
-    pool_->run((batch + chunk - 1) / chunk, [&](int64_t task) {
+    ThreadPool::Turn(*pool_).run((batch + chunk - 1) / chunk, [&](int64_t task) {
         const int64_t first = task * chunk, samples = std::min(chunk, batch - first);
         Arena arena = arenas_->take();
         if (!arena) {

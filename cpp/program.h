@@ -62,11 +62,11 @@ class Program {
     void plan_memory(bool keep);
     bool may_write(size_t step, size_t offset, int64_t samples) const;
     size_t buffer_bytes(int tensor) const { return tensors_[tensor].type.stride() * chunk_ + kSlack; }
-    // shared: threads share the steps that have parts.
+    // turn: threads share the steps that have parts.
     void run_chunk(std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
-                   bool shared = false) const;
+                   ThreadPool::Turn* turn = nullptr) const;
     void run_step(size_t index, std::byte* arena, const std::byte* x, size_t caller_bytes, int64_t samples,
-                  bool shared = false) const;
+                  ThreadPool::Turn* turn = nullptr) const;
     void run_batch(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
     void run_shared(const std::byte* x, size_t caller_bytes, std::byte* y, int64_t batch) const;
     void copy_out(int tensor, const std::byte* arena, std::byte* y, int64_t samples) const;

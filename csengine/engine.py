@@ -116,6 +116,8 @@ class Engine:
         self._is_as_made = graph.layout == "NHWC" or len(graph.output_type.shape) == 1
         self._own_type = np.dtype(graph.input.dtype)
         self._input_shape = graph.outside(graph.input.shape)
+        self._inside_shape = (-1, *graph.input.shape)
+        self._is_in_order = graph.keeps_order(graph.input.shape)
         self._output_shape = graph.outside(graph.output_type.shape)
 
     @classmethod
@@ -251,9 +253,10 @@ class Engine:
         elif shape[1:] != self._input_shape or not shape:
             one, many = _shown(self._input_shape), _shown(("B", *self._input_shape))
             raise ShapeError(f"input has shape {shape}; expected {one} for one sample or {many} for a batch")
-        if not self._is_as_given:
+        if not self._is_in_order:
             return self.model.graph.from_caller(array), is_single
-        return np.ascontiguousarray(array), is_single
+        array = np.ascontiguousarray(array)
+        return array if self._is_as_given else array.reshape(self._inside_shape), is_single
 
     def _to_float(self, array: Array) -> Array:
         """Real numbers of any type as float32. Raises ShapeError for other types, and for integers of another type."""

@@ -703,6 +703,10 @@ class Graph:
         ordered = tuple(shape[axis - 1] for axis in _OUTSIDE[self.layout][1:])
         return ordered[1:] if self.layout in _FLAT else ordered
 
+    def keeps_order(self, shape: tuple[int, ...]) -> bool:
+        """Whether the values of a sample (its shape here) follow each other in memory as the caller has them."""
+        return self.layout != "NCHW" or len(shape) == 1 or shape[2] == 1 or shape[:2] == (1, 1)
+
     def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
         """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""
         image: NDArray[Any] = x[:, None] if self.layout in _FLAT and x.ndim == 3 else x

@@ -40,7 +40,7 @@ class LayerPlan:
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
     (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. measured: the kernels
-    that were tried for the layer, the fastest first; empty where the backend does not measure. cycles: clock cycles per
+    that were tried for the layer, the chosen one first, then the fastest; empty where the backend does not measure. cycles: clock cycles per
     sample in the last run, where the hardware counts them.
     """
 
@@ -58,7 +58,7 @@ class LayerPlan:
 
     @property
     def runner_up(self) -> KernelTiming | None:
-        """The second fastest kernel."""
+        """The fastest kernel that was not chosen."""
         return self.measured[1] if len(self.measured) > 1 else None
 
     @property
@@ -147,6 +147,11 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
             return min(inputs)
         case _:
             return 1.0
+
+
+def known_winners(graph: Graph) -> dict[str, int]:
+    """The most values that can be other than zero at one position, of every tensor of which the graph tells it."""
+    return {node.name: node.k for node in graph.nodes if isinstance(node, KWTA) and node.scope == "local"}
 
 
 def count_macs(graph: Graph, tensors: Mapping[str, NDArray[Any]], mode_of: Mapping[str, str]) -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy as np
 from csengine.backends import Mode
 from csengine.graph import Conv2d, Graph, Linear
 from csengine.packing import PackedMatrix
-from csengine.plan import expected_activity
+from csengine.plan import expected_activity, known_winners
 from csengine.resources import cpu_model
 
 
@@ -75,17 +75,17 @@ class PlanCache:
         return {key: value for key, value in found.items() if isinstance(value, str)}
 
     def _keys(self, graph: Graph) -> dict[str, str]:
-        activity = expected_activity(graph)
+        activity, winners = expected_activity(graph), known_winners(graph)
         return {
-            node.name: self._key(graph, node, activity[node.inputs[0]])
+            node.name: self._key(graph, node, activity[node.inputs[0]], winners.get(node.inputs[0]))
             for node in graph.nodes
             if isinstance(node, (Conv2d, Linear))
         }
 
-    def _key(self, graph: Graph, node: Conv2d | Linear, activity: float) -> str:
+    def _key(self, graph: Graph, node: Conv2d | Linear, activity: float, winners: int | None) -> str:
         source, result = graph.types[node.inputs[0]], graph.types[node.name]
         readers = [type(reader).__name__ for reader in graph.readers[node.name]]  # one of them may be fused
-        facts = [cpu_model(), self.build, self.tier, self.mode, str(source), str(result), readers, activity]
+        facts = [cpu_model(), self.build, self.tier, self.mode, str(source), str(result), readers, activity, winners]
         if isinstance(node, Conv2d):
             facts.append([node.kernel, node.stride, node.padding, node.groups])
         if isinstance(node.weight, PackedMatrix):

@@ -83,6 +83,18 @@ def test_image_outputs_keep_the_layout_of_the_source() -> None:
     np.testing.assert_array_equal(engine.run(x), expected)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 1), (1, 1, 6), (1, 4, 3), (5, 1, 3)])
+def test_images_of_the_source_are_turned_unless_they_lie_alike(shape: tuple[int, int, int]) -> None:
+    graph = Graph((Input(name="x", inputs=(), shape=shape), Relu(name="y", inputs=("x",))), "NCHW")
+    engine = Engine(Model(graph))
+    inside = np.random.default_rng(1).standard_normal((3, *shape)).astype(np.float32)
+    x, y = inside.transpose(0, 3, 1, 2), np.maximum(inside, 0).transpose(0, 3, 1, 2)
+    for given in (np.ascontiguousarray(x), np.asfortranarray(x)):
+        np.testing.assert_array_equal(engine.run(given), y)
+        np.testing.assert_array_equal(engine.run(given[1]), y[1])
+    assert engine.run(x[:0]).shape == (0, shape[2], *shape[:2])
+
+
 def test_nhwc_networks_take_nhwc() -> None:
     engine = Engine(Model(small_graph("NHWC")))
     assert engine.input_shape == (8, 8, 2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +112,7 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
         (conv((3, 2), 8, 40, stride=(2, 1), padding=(0, 0, 2, 1)), (9, 8, 8)),
         (conv((5, 5), 1, 24), (15, 14, 1)),
         (conv((1, 1), 64, 32), (5, 3, 64)),
+        (conv((3, 3), 64, 32, padding=(1, 1, 1, 1)), (5, 3, 64)),
         (conv((3, 3), 1, 8, padding=(1, 1, 1, 1), groups=8), (10, 7, 8)),
         (Linear(name="linear", inputs=("x",), weight=np.zeros((70, 150), np.int8)), (70,)),
     ]
@@ -119,7 +122,8 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
         is_packed = not isinstance(layer, Conv2d) or layer.groups == 1
         source = Input(name="x", inputs=(), shape=shape, dtype="uint8", scale=1.0)
         form = pack(weight, block=block) if is_packed else weight
-        graph = Graph((source, replace(layer, weight=form, requantization=q)))
+        winners = 3 if shape[-1] == 64 else None
+        graph = Graph(surround(source, replace(layer, weight=form, requantization=q), winners, pool=False))
         x = values(rng, (threads + 1, *shape), "uint8", 0.5)
         expected = reference.run(graph, x)
         for kernel in LAYER_KERNELS:
@@ -130,6 +134,28 @@ def test_threads_share_a_layer(threads: int, block: tuple[int, int]) -> None:
                     np.testing.assert_array_equal(program.run(x[:batch]), expected[:batch], err_msg=kernel)
                 _, guilty = program.audit(x, 0x81)
                 assert not guilty, kernel
+
+
+def test_threads_share_layers_of_many_calls() -> None:
+    """One call at a time has the pool, layer after layer; calls meanwhile run alone; the pool sleeps in between."""
+    rng = np.random.default_rng(0)
+    nodes: list[Node] = [Input(name="x", inputs=(), shape=(9, 8, 16), dtype="uint8", scale=1.0)]
+    for name in ("a", "b", "c"):
+        layer = conv((3, 3), 16, 16, padding=(1, 1, 1, 1))
+        weight = values(rng, layer.weight.shape, "int8", 0.3)
+        scaling = requantization(rng, 16, 255 * 80 * 12, "uint8")
+        nodes.append(replace(layer, name=name, inputs=(nodes[-1].name,), weight=weight, requantization=scaling))
+    graph = Graph(tuple(nodes))
+    x = values(rng, (4, 9, 8, 16), "uint8", 0.5)
+    expected = reference.run(graph, x)
+    program = cpp.compile(graph, "auto", 3, measure=False, split_above=0.0)
+    samples = [i % 4 for i in range(400)]
+    with ThreadPoolExecutor(4) as callers:
+        for i, got in zip(samples, callers.map(lambda i: program.run(x[i : i + 1]), samples), strict=True):
+            np.testing.assert_array_equal(got[0], expected[i])
+    for i in samples[:20]:
+        time.sleep(0.001)
+        np.testing.assert_array_equal(program.run(x[i : i + 1])[0], expected[i])
 
 
 def assert_agree(graph: Graph, got: NDArray[Any], expected: NDArray[Any], kernels: str) -> None:
@@ -150,9 +176,10 @@ def check_layer(
     block: tuple[int, int],
     density: float,
     set_size: int | None = None,
+    winners: int | None = None,
     pool: bool = False,
 ) -> None:
-    """A layer alone: uint8 and int8 in and out, accumulators out, packed and dense."""
+    """A layer alone, or behind local k-winners: uint8 and int8 in and out, accumulators out, packed and dense."""
     weight = values(rng, layer.weight.shape, "int8", 1.0) * block_mask(rng, layer.weight.shape, block, density)
     bias = rng.integers(-(2**20), 2**20, layer.kernels).astype(np.int32)
     typical = 255 * 80 * np.sqrt(max(1, np.count_nonzero(weight) / layer.kernels))
@@ -162,10 +189,19 @@ def check_layer(
         if pool and scaling is None:
             continue
         source = Input(name="x", inputs=(), shape=shape, dtype=dtype, scale=1.0)
-        nodes: list[Node] = [source, replace(layer, weight=form, bias=bias, requantization=scaling)]
-        if pool:
-            nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
-        check(tuple(nodes), values(rng, (2, *shape), dtype, 0.5))
+        nodes = surround(source, replace(layer, weight=form, bias=bias, requantization=scaling), winners, pool)
+        check(nodes, values(rng, (2, *shape), dtype, 0.5))
+
+
+def surround(source: Input, layer: Conv2d | Linear, winners: int | None, pool: bool) -> tuple[Node, ...]:
+    """A network of a layer, k-winners before it and a pooling after it, if these are wanted."""
+    nodes: list[Node] = [source]
+    if winners:
+        nodes.append(KWTA(name="k", inputs=("x",), k=winners, scope="local"))
+    nodes.append(replace(layer, inputs=(nodes[-1].name,)))
+    if pool:
+        nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
+    return tuple(nodes)
 
 
 def conv(kernel: tuple[int, int], channels: int, kernels: int, **options: Any) -> Conv2d:
@@ -180,19 +216,17 @@ def check_float_layer(
     *,
     block: tuple[int, int],
     density: float,
+    winners: int | None = None,
     pool: bool = False,
 ) -> None:
-    """A float32 layer alone, packed and dense."""
+    """A float32 layer alone, or behind local k-winners, packed and dense."""
     weight = rng.standard_normal(layer.weight.shape) * block_mask(rng, layer.weight.shape, block, density)
     weight = weight.astype(np.float32)
     bias = rng.standard_normal(layer.kernels).astype(np.float32)
     x = (rng.standard_normal((2, *shape)) * (rng.random((2, *shape)) < 0.5)).astype(np.float32)
     source = Input(name="x", inputs=(), shape=shape, dtype="float32", scale=None)
     for form in (pack(weight, block=block), weight):
-        nodes: list[Node] = [source, replace(layer, weight=form, bias=bias)]
-        if pool:
-            nodes.append(MaxPool(name="pool", inputs=(layer.name,), kernel=(2, 2), stride=(2, 2)))
-        check(tuple(nodes), x)
+        check(surround(source, replace(layer, weight=form, bias=bias), winners, pool), x)
 
 
 @pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 28, 29, 30, 33])
@@ -246,6 +280,42 @@ def test_float_convolution_geometries(
 ) -> None:
     layer = conv(kernel, channels, 17, stride=stride, padding=padding)
     check_float_layer(np.random.default_rng(channels), layer, (9, 11, channels), block=block, density=0.3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "channels", "stride", "padding"), [geometry for geometry in GEOMETRIES if geometry[1] > 1]
+)
+def test_convolutions_behind_winners(
+    kernel: tuple[int, int], channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    """No winners to speak of, a few, as many as there are but one; kernels for one chunk of them and for several."""
+    rng = np.random.default_rng(channels)
+    for winners, kernels in itertools.product(sorted({1, min(6, channels - 1), channels - 1}), (17, 90)):
+        layer = conv(kernel, channels, kernels, stride=stride, padding=padding)
+        check_layer(rng, layer, (9, 11, channels), block=(4, 16), density=0.3, winners=winners)
+        check_float_layer(rng, layer, (9, 11, channels), block=(1, 16), density=0.3, winners=winners)
+
+
+@pytest.mark.parametrize("channels", [65, 128, 200])
+@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 1, 1, 1)), ((2, 1), (0, 0, 2, 1))])
+def test_convolutions_of_many_channels(
+    channels: int, stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    """In blocks of 64 inputs, most of them absent: what of a tap's channels has weights is visited, and no more."""
+    rng = np.random.default_rng(channels)
+    layer = conv((3, 3), channels, 40, stride=stride, padding=padding)
+    for winners in (None, 9):
+        check_layer(rng, layer, (5, 6, channels), block=(64, 16), density=0.1, winners=winners)
+    check_float_layer(rng, layer, (5, 6, channels), block=(64, 16), density=0.1)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("winners", range(1, 12))
+def test_pooled_convolutions_behind_winners(width: int, winners: int) -> None:
+    rng = np.random.default_rng(width)
+    shape, layer = (7, 2 * width + 2, 16), conv((2, 3), 16, 48)
+    check_layer(rng, layer, shape, block=(16, 16), density=0.3, winners=winners, pool=True)
+    check_float_layer(rng, layer, shape, block=(16, 16), density=0.3, winners=winners, pool=True)
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
@@ -358,6 +428,23 @@ def test_k_winners(channels: int, dtype: str, scope: str) -> None:
             check((source, KWTA(name="k", inputs=("x",), k=k, scope=scope)), x)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("channels", [2, 5, 8, 9, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 128, 255, 256, 257])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_k_winners_of_many_positions(channels: int, dtype: Any) -> None:
+    """Enough positions for kernels to take many of them together, and some more."""
+    rng = np.random.default_rng(channels)
+    bounds = np.iinfo(dtype)
+    for positions in (11, 12, 31, 32, 33, 43, 44, 77):
+        shape = (1, positions, channels)
+        source = Input(name="x", inputs=(), shape=shape, dtype=dtype, scale=1.0)
+        several = values(rng, (2, *shape), dtype, 0.8)
+        inputs = [several, (several // 64).astype(dtype)]
+        inputs += [rng.choice([low, low + 1], (2, *shape)).astype(dtype) for low in (bounds.min, bounds.max - 1)]
+        for k in sorted({1, 2, channels // 10 + 1, channels - 2, channels - 1} - {0}):
+            for x in inputs:
+                check((source, KWTA(name="k", inputs=("x",), k=k, scope="local")), x)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 65, 1500])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -463,10 +550,15 @@ def test_layers_reach_the_kernels_of_their_tier(tier: str, lanes: int, dtype: An
             form = kind if mode == "sparse-dense" else ""
             selects = "_select" if mode == "sparse-sparse" else ""
             assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}{selects}", tier)
+            graph = Graph(surround(source, layer, winners=3, pool=False))
+            choice = cpp.compile(graph, mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
+            selects = selects and "_winners"
+            assert (choice.kernel, choice.tier) == (f"conv{form}_lanes{lanes}{selects}", tier)
             source = Input(name="x", inputs=(), shape=(72,), dtype=dtype, scale=scale)
             linear = Linear(name="y", inputs=("x",), weight=weight)
             choice = cpp.compile(Graph((source, linear)), mode, 1, tier=tier, measure=False).choices()["y"]  # type: ignore[arg-type]
             form = "" if mode == "dense" else kind
+            selects = selects and "_select"
             assert (choice.kernel, choice.tier) == (f"linear{form}_lanes{lanes}{selects}", tier)
 
 

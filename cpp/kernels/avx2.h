@@ -13,6 +13,7 @@ std::unique_ptr<Step> conv_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_dense(const LayerSpec&);
 std::unique_ptr<Step> conv_positions(const LayerSpec&);
 std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec&);
+std::unique_ptr<Step> conv_winners(const LayerSpec&);
 std::unique_ptr<Step> depthwise(const LayerSpec&);
 std::unique_ptr<Step> linear_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_dense_select(const LayerSpec&);

@@ -1,4 +1,5 @@
-// Sparse-sparse convolution in vectors of 256 bits, avx2 tier. See conv_select_lanes.h.
+// Sparse-sparse convolution in vectors of 256 bits, avx2 tier. See conv_select_lanes.h and
+// conv_winners_lanes.h.
 #include "avx2.h"
 #include "avx2_lanes.h"
 
@@ -18,11 +19,14 @@ CS_AVX2 inline uint64_t nonzero_bytes(const uint8_t* x) {
 }  // namespace
 }  // namespace cs
 
-// The body needs the vocabulary above.
+// The bodies need the vocabulary above.
 #include "conv_select_lanes.h"
+#include "conv_winners_lanes.h"
 
 namespace cs::avx2 {
 
 std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec& s) { return make_conv_select(s); }
+
+std::unique_ptr<Step> conv_winners(const LayerSpec& s) { return make_conv_winners(s); }
 
 }  // namespace cs::avx2

@@ -1,4 +1,5 @@
-// Sparse-sparse convolution in vectors of 512 bits, avx512 tier. See conv_select_lanes.h.
+// Sparse-sparse convolution in vectors of 512 bits, avx512 tier. See conv_select_lanes.h and
+// conv_winners_lanes.h.
 #include "avx512.h"
 #include "avx512_lanes.h"
 
@@ -14,11 +15,14 @@ CS_AVX512 inline uint64_t nonzero_bytes(const uint8_t* x) {
 }  // namespace
 }  // namespace cs
 
-// The body needs the vocabulary above.
+// The bodies need the vocabulary above.
 #include "conv_select_lanes.h"
+#include "conv_winners_lanes.h"
 
 namespace cs::avx512 {
 
 std::unique_ptr<Step> conv_sparse_sparse(const LayerSpec& s) { return make_conv_select(s); }
+
+std::unique_ptr<Step> conv_winners(const LayerSpec& s) { return make_conv_winners(s); }
 
 }  // namespace cs::avx512

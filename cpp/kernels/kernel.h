@@ -64,7 +64,8 @@ struct LayerSpec {
     int conv_height, conv_width;  // positions before pooling
     int pool_h = 1, pool_w = 1;   // max-pool window, stride equal to it, no padding; 1 x 1 for none
     int groups = 1, rows, kernels;
-    const void* dense;                   // [rows, kernels], int8 or float32
+    int winners;        // the most inputs of a position that are not 0; all channels if that is unknown
+    const void* dense;  // [rows, kernels], int8 or float32
     std::optional<PackedWeight> packed;  // the same matrix
     const void* bias;                    // [kernels], int32 or float32, or null
     Requantization requantization;

@@ -4,6 +4,7 @@
 
 #include "avx2.h"
 #include "avx2_lanes.h"
+#include "kwta_turned_avx2.h"
 
 namespace cs {
 namespace {
@@ -20,15 +21,6 @@ CS_AVX2 inline uint32_t equal_lanes(const int32_t* keys, int32_t candidate) {
     const __m256i key_s32x8 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys));
     const __m256i equal_s32x8 = _mm256_cmpeq_epi32(key_s32x8, _mm256_set1_epi32(candidate));
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(equal_s32x8)));
-}
-
-// The bytes of a vector whose bits are set; zeros elsewhere. A byte of the mask goes to each of its eight lanes.
-CS_AVX2 inline __m256i keep_bytes(__m256i value_x8x32, uint32_t mask) {
-    const __m256i eighth_u8x32 = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-    const __m256i bit_u8x32 = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-    const __m256i masks_u8x32 = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(mask)), eighth_u8x32);
-    const __m256i kept_u8x32 = _mm256_cmpeq_epi8(_mm256_and_si256(masks_u8x32, bit_u8x32), bit_u8x32);
-    return _mm256_and_si256(kept_u8x32, value_x8x32);
 }
 
 // 64 values of X, uint8_t or int8_t.
@@ -50,26 +42,59 @@ struct Bytes {
         return std::is_signed_v<X> ? _mm256_max_epi8(a, b) : _mm256_max_epu8(a, b);
     }
 
+    // -1 for every byte of a half that reaches the candidate, or equals it.
+    CS_AVX2 static __m256i reaching_half(__m256i half_x8x32, int candidate) {
+        return _mm256_cmpeq_epi8(larger(half_x8x32, _mm256_set1_epi8(static_cast<char>(candidate))), half_x8x32);
+    }
     // A bit for every value that reaches the candidate, or equals it.
     CS_AVX2 uint64_t reaching(int candidate) const {
-        const __m256i candidate_x8x32 = _mm256_set1_epi8(static_cast<char>(candidate));
-        return join(_mm256_cmpeq_epi8(larger(low, candidate_x8x32), low),
-                    _mm256_cmpeq_epi8(larger(high, candidate_x8x32), high));
+        return join(reaching_half(low, candidate), reaching_half(high, candidate));
     }
     CS_AVX2 uint64_t equal(int candidate) const {
         const __m256i candidate_x8x32 = _mm256_set1_epi8(static_cast<char>(candidate));
         return join(_mm256_cmpeq_epi8(low, candidate_x8x32), _mm256_cmpeq_epi8(high, candidate_x8x32));
     }
 
-    // The first `count` values, zero unless their bit is set.
-    CS_AVX2 void write(X* to, int64_t count, uint64_t mask) const {
+    // The first `count` values, zero unless they are beyond the threshold, or equal it before place `end`.
+    CS_AVX2 void write(X* to, int64_t count, int threshold, int end) const {
+        const __m256i threshold_s8x32 = in_order<X>(_mm256_set1_epi8(static_cast<char>(threshold)));
+        const __m256i last_s8x32 = _mm256_set1_epi8(static_cast<char>(end - 1));
         alignas(32) X values[64];
-        X* whole = count < 64 ? values : to;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(whole), keep_bytes(low, static_cast<uint32_t>(mask)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(whole) + 1, keep_bytes(high, static_cast<uint32_t>(mask >> 32)));
+        auto* whole = reinterpret_cast<__m256i*>(count < 64 ? values : to);
+        const __m256i late_low_s8x32 = _mm256_cmpgt_epi8(bytes_from(0), last_s8x32);
+        const __m256i late_high_s8x32 = _mm256_cmpgt_epi8(bytes_from(32), last_s8x32);
+        _mm256_storeu_si256(whole, winners<X>(low, threshold_s8x32, late_low_s8x32));
+        _mm256_storeu_si256(whole + 1, winners<X>(high, threshold_s8x32, late_high_s8x32));
         if (count < 64) std::memcpy(to, values, count);
     }
 };
+
+// The sum of 64 bytes.
+CS_AVX2 inline int64_t sum_bytes(__m256i low_u8x32, __m256i high_u8x32) {
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i sums_s64x4 = _mm256_add_epi64(_mm256_sad_epu8(low_u8x32, zero), _mm256_sad_epu8(high_u8x32, zero));
+    const __m128i half_s64x2 =
+        _mm_add_epi64(_mm256_castsi256_si128(sums_s64x4), _mm256_extracti128_si256(sums_s64x4, 1));
+    return _mm_cvtsi128_si64(half_s64x2) + _mm_extract_epi64(half_s64x2, 1);
+}
+
+// How many of n values, a multiple of 64, reach the candidate. Bytes count, as far as they can.
+template <class X>
+CS_AVX2 int64_t count_blocks(const X* x, int64_t n, int candidate) {
+    int64_t count = 0;
+    while (n > 0) {
+        const int64_t part = std::min<int64_t>(n, 64 * 255);
+        __m256i low_u8x32 = _mm256_setzero_si256(), high_u8x32 = low_u8x32;
+        for (const X* end = x + part; x < end; x += 64) {
+            const auto value = Bytes<X>::load(x);
+            low_u8x32 = _mm256_sub_epi8(low_u8x32, Bytes<X>::reaching_half(value.low, candidate));
+            high_u8x32 = _mm256_sub_epi8(high_u8x32, Bytes<X>::reaching_half(value.high, candidate));
+        }
+        count += sum_bytes(low_u8x32, high_u8x32);
+        n -= part;
+    }
+    return count;
+}
 
 }  // namespace
 }  // namespace cs

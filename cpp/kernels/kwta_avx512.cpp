@@ -35,11 +35,26 @@ struct Bytes {
         return _mm512_cmpeq_epi8_mask(value, _mm512_set1_epi8(static_cast<char>(candidate)));
     }
 
-    // The first `count` values, zero unless their bit is set.
-    CS_AVX512 void write(X* to, int64_t count, uint64_t mask) const {
-        _mm512_mask_storeu_epi8(to, first64(count), _mm512_maskz_mov_epi8(mask, value));
+    // The first `count` values, zero unless they are beyond the threshold, or equal it before place `end`.
+    CS_AVX512 void write(X* to, int64_t count, int threshold, int end) const {
+        const uint64_t won = reaching(threshold) & (~equal(threshold) | first64(end));
+        _mm512_mask_storeu_epi8(to, first64(count), _mm512_maskz_mov_epi8(won, value));
     }
 };
+
+// How many of n values, a multiple of 64, reach the candidate.
+template <class X>
+CS_AVX512 int64_t count_blocks(const X* x, int64_t n, int candidate) {
+    int64_t count = 0;
+    for (int64_t at = 0; at < n; at += 64) count += __builtin_popcountll(Bytes<X>::load(x + at).reaching(candidate));
+    return count;
+}
+
+// A scope is one vector, whose mask a comparison makes at once: none is turned.
+template <class X>
+int64_t many_scopes(const X*, X*, int64_t, int64_t, int64_t) {
+    return 0;
+}
 
 }  // namespace
 }  // namespace cs

@@ -1,13 +1,13 @@
 // k winners take all, 8-bit and float32, local and global, with and without ranking factors: one body for the tiers
 // without VBMI2. A file that includes it includes the vocabulary of its tier first (avx2_lanes.h, avx512_lanes.h) and
-// says how 64 bytes are compared (Bytes).
+// says how 64 bytes are compared (Bytes) and many counted (count_blocks).
 //
 // Why it is fast: no value moves. The threshold is found by bisection; a step compares whole vectors with a candidate
-// and counts the bits of the mask (POPCNT), whatever k is. Bytes take eight steps, and for scopes of up to 64 of them
-// several positions are interleaved, because one bisection is a chain of latencies. float32 values and ranks become
-// integers of the same order, once; their bisection ends as soon as exactly k values reach the candidate, which for n
-// different values takes about log2 n steps more than it takes to find their exponent. Ties at the threshold are cut
-// off by PDEP, which keeps the lowest set bits of a mask.
+// and counts, whatever k is. Bytes take eight steps. A tier may take many scopes of bytes at a time (many_scopes);
+// where few are left and small, several are interleaved, because one bisection is a chain of latencies. float32 values
+// and ranks become integers of the same order, once; their bisection ends as soon as exactly k values reach the
+// candidate, which for n different values takes about log2 n steps more than it takes to find their exponent. Ties at
+// the threshold are cut off by PDEP, which keeps the lowest set bits of a mask.
 #pragma once
 
 #include <algorithm>
@@ -22,12 +22,10 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // bytes compared at a time
 
-// The lowest `count` set bits.
-CS_TIER inline uint64_t first_bits(uint64_t mask, int64_t count) {
-    return count < 64 ? _pdep_u64((uint64_t{1} << count) - 1, mask) : mask;
-}
-
 CS_TIER inline uint64_t first_mask(int64_t count) { return count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0}; }
+
+// The lowest `count` set bits.
+CS_TIER inline uint64_t first_bits(uint64_t mask, int64_t count) { return _pdep_u64(first_mask(count), mask); }
 
 // COUNT scopes of n <= 64 values, one after the other. `room` values may be written: scopes that follow overwrite what
 // is too much.
@@ -49,13 +47,13 @@ CS_TIER void small_scopes(const X* x, X* out, int n, int k, int64_t room) {
     for (int i = 0; i < COUNT; ++i) {
         const uint64_t equal = value[i].equal(threshold[i]) & exists;
         const uint64_t above = value[i].reaching(threshold[i]) & exists & ~equal;
-        const uint64_t won = above | first_bits(equal, k - __builtin_popcountll(above));
-        value[i].write(out + i * n, std::min(kBlock, room - i * n), won);
+        const uint64_t tied = first_bits(equal, k - __builtin_popcountll(above));
+        value[i].write(out + i * n, std::min(kBlock, room - i * n), threshold[i], 64 - __builtin_clzll(tied));
     }
 }
 
 template <class X>
-CS_TIER void many_small_scopes(const X* x, X* out, int64_t scopes, int n, int k) {
+CS_TIER void few_small_scopes(const X* x, X* out, int64_t scopes, int n, int k) {
     int64_t i = 0;
     for (; i + kInterleaved <= scopes; i += kInterleaved) {
         small_scopes<X, kInterleaved>(x + i * n, out + i * n, n, k, (scopes - i) * n);
@@ -65,11 +63,20 @@ CS_TIER void many_small_scopes(const X* x, X* out, int64_t scopes, int n, int k)
 
 template <class X>
 CS_TIER int64_t count_reaching(const X* x, int64_t n, int candidate) {
-    int64_t count = 0;
-    for (int64_t at = 0; at < n; at += kBlock) {
-        count += __builtin_popcountll(Bytes<X>::load(x + at).reaching(candidate) & first_mask(n - at));
+    const int64_t whole = n / kBlock * kBlock;
+    const uint64_t rest = Bytes<X>::load(x + whole).reaching(candidate) & first_mask(n - whole);
+    return count_blocks(x, whole, candidate) + __builtin_popcountll(rest);
+}
+
+// Before which place `ties` of the n values equal the threshold.
+template <class X>
+CS_TIER int64_t end_of_ties(const X* x, int64_t n, int threshold, int64_t ties) {
+    for (int64_t at = 0;; at += kBlock) {
+        const uint64_t equal = Bytes<X>::load(x + at).equal(threshold) & first_mask(n - at);
+        const int64_t count = __builtin_popcountll(equal);
+        if (count >= ties) return at + 64 - __builtin_clzll(first_bits(equal, ties));
+        ties -= count;
     }
-    return count;
 }
 
 template <class X>
@@ -78,19 +85,13 @@ CS_TIER void large_scope(const X* x, X* out, int64_t n, int64_t k) {
     int64_t above = 0;  // values beyond the threshold
     for (int step = 0x80; step; step >>= 1) {
         const int64_t count = count_reaching(x, n, threshold + step);
-        if (count >= k) {
-            threshold += step;
-        } else {
-            above = count;
-        }
+        threshold += count >= k ? step : 0;
+        above = count >= k ? above : count;
     }
-    int64_t ties = k - above;
+    const int64_t end = end_of_ties(x, n, threshold, k - above);
     for (int64_t at = 0; at < n; at += kBlock) {
-        const auto value = Bytes<X>::load(x + at);
-        const uint64_t exists = first_mask(n - at), equal = value.equal(threshold) & exists;
-        const uint64_t tied = first_bits(equal, ties);
-        ties -= __builtin_popcountll(tied);
-        value.write(out + at, std::min(kBlock, n - at), (value.reaching(threshold) & exists & ~equal) | tied);
+        const auto place = static_cast<int>(std::clamp<int64_t>(end - at, 0, kBlock));
+        Bytes<X>::load(x + at).write(out + at, std::min(kBlock, n - at), threshold, place);
     }
 }
 
@@ -174,10 +175,12 @@ class Kwta final : public Step {
     bool ranks_by_key() const { return sizeof(X) > 1 || !spec_.factor.empty(); }
 
     void rank_bytes(const X* x, X* out) const {
+        int64_t i = many_scopes(x, out, scopes_, scope_, spec_.k);
         if (scope_ <= kBlock) {
-            many_small_scopes(x, out, scopes_, static_cast<int>(scope_), static_cast<int>(spec_.k));
+            const int64_t done = i * scope_;
+            few_small_scopes(x + done, out + done, scopes_ - i, static_cast<int>(scope_), static_cast<int>(spec_.k));
         } else {
-            for (int64_t i = 0; i < scopes_; ++i) large_scope(x + i * scope_, out + i * scope_, scope_, spec_.k);
+            for (; i < scopes_; ++i) large_scope(x + i * scope_, out + i * scope_, scope_, spec_.k);
         }
     }
 

@@ -192,6 +192,7 @@ class LinearPacked final : public Linear<typename E::Numbers> {
         const Source* weight = weight_.data() + int64_t{row} * entries * E::kWeights;
         const Source* next = weight_.data() + int64_t{ahead} * entries * E::kWeights;
         const int32_t* target = target_.data() + int64_t{row} * entries;
+        _mm_prefetch(reinterpret_cast<const char*>(target_.data() + int64_t{ahead} * entries), _MM_HINT_T0);
         for (int t = 0; t < entries; t += kGroup, weight += kGroup * E::kWeights, next += kGroup * E::kWeights) {
             CS_UNROLL for (size_t line = 0; line < kGroup * E::kWeights * sizeof(Source); line += 64) {
                 _mm_prefetch(reinterpret_cast<const char*>(next) + line, _MM_HINT_T0);

@@ -105,7 +105,7 @@ class Linear : public Step {
         const int64_t size = input_.size();
         for (int64_t i = 0; i < size; ++i) to[i] = static_cast<Input>(x[i]);
         std::memset(to + size, 0, sizeof(int32_t) * input_dwords() - sizeof(Input) * size);
-        if constexpr (std::is_same_v<P, Ones>) {
+        if constexpr (std::is_same_v<P, Ones> && std::is_signed_v<X>) {
             for (int64_t i = 0; i < size; ++i) to[i] &= 0xffff;
         }
     }

@@ -41,13 +41,13 @@ from csengine.graph import (
     Transpose,
 )
 from csengine.packing import PackedMatrix
-from csengine.plan import expected_activity, layer_choices
+from csengine.plan import expected_activity, known_winners, layer_choices
 from csengine.plan_cache import PlanCache
 
 Array = NDArray[Any]
 
-SPLIT_ABOVE = 200e-6
-"""Seconds of a layer from which on threads share it: to wake one that sleeps takes tens of microseconds."""
+SPLIT_ABOVE = 30e-6
+"""Seconds of a layer from which on threads share it: shared out and back again takes a few microseconds."""
 
 
 def tiers() -> dict[str, bool]:
@@ -182,6 +182,7 @@ class _Lowering:
         self.fuse = fuse
         self.tensors: dict[str, int] = {}  # node -> native tensor
         self.activity = expected_activity(graph)
+        self.winners = known_winners(graph)
 
     def build(self) -> Any:
         fused: set[str] = set()
@@ -276,6 +277,7 @@ class _Lowering:
             node.bias,
             _pair(node.requantization),
             self.activity[node.inputs[0]],
+            self.winners.get(node.inputs[0], _extents(self.graph.types[node.inputs[0]])[2]),
             self.kernels.get(node.name, ""),
         )
         return {pool.name} if pool else set()
