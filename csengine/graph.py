@@ -705,7 +705,7 @@ class Graph:
 
     def keeps_order(self, shape: tuple[int, ...]) -> bool:
         """Whether the values of a sample (its shape here) follow each other in memory as the caller has them."""
-        return self.layout != "NCHW" or len(shape) == 1 or shape[2] == 1 or shape[:2] == (1, 1)
+        return self.layout not in ("NCHW", "NCW") or len(shape) == 1 or shape[2] == 1 or shape[:2] == (1, 1)
 
     def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
         """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""

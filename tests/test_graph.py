@@ -676,6 +676,7 @@ def test_signals_are_images_of_height_1_with_channels_first() -> None:
         Graph((FLOAT_IMAGE,), "NCW")
     graph = Graph((Input(name="x", inputs=(), shape=(1, 5, 4)),), "NCW")
     assert graph.outside((1, 5, 4)) == (4, 5)
+    assert [graph.keeps_order(shape) for shape in ((1, 5, 4), (1, 5, 1), (1, 1, 4), (4,))] == [False, True, True, True]
     x = np.arange(40, dtype=np.float32).reshape(2, 4, 5)
     inside = graph.from_caller(x)
     np.testing.assert_array_equal(inside, x.transpose(0, 2, 1)[:, None])
