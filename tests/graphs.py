@@ -196,11 +196,11 @@ class _Builder:
         steps: list[Callable[[str], str]] = [self._relu, self._clip, self._reshape, self._branch, self._branch]
         steps += [self._activation]
         if len(kind.shape) == 3:
-            steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
+            steps += [self._conv2d] * 6 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
         else:
             steps += [self._linear] * 5
         if self.integer or self._is_exact(source):
-            steps += [self._kwta] * 3
+            steps += [self._kwta] * 4
         if self.integer or self._is_exact(source):
             steps += [self._multiply]
         if self.integer:

@@ -858,8 +858,8 @@ def product(a: Array, b: Array, ratio: float | None, out: Array) -> None:
             if ratio is None:
                 out[sample, position, channel] = a[sample, position, channel] * b[sample, gate, channel]
             else:
-                product = np.int32(a[sample, position, channel]) * np.int32(b[sample, gate, channel])
-                out[sample, position, channel] = _requantize(product, ratio, _limits(out))
+                exact = np.int32(a[sample, position, channel]) * np.int32(b[sample, gate, channel])
+                out[sample, position, channel] = _requantize(exact, ratio, _limits(out))
 
 
 @Kernel
