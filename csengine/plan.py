@@ -40,8 +40,8 @@ class LayerPlan:
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
     (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. measured: the kernels
-    that were tried for the layer, the chosen one first, then the fastest; empty where the backend does not measure. cycles: clock cycles per
-    sample in the last run, where the hardware counts them.
+    that were tried for the layer, the chosen one first, then the fastest; empty where the backend does not measure.
+    cycles: clock cycles per sample in the last run, where the hardware counts them.
     """
 
     name: str
