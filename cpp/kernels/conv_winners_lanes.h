@@ -191,7 +191,7 @@ class ConvWinners final : public Step {
         return (int64_t{lines} * width_ + columns) * entries_ * static_cast<int64_t>(sizeof(Entry<P>));
     }
 
-    // Those of a row of results, one result after the other.
+    // Where the entries of the windows of a row of results begin, one result after the other.
     void find_windows() {
         for (int x = 0; x < output_.width; ++x) {
             for (int i = 0; i < pool_h_ * pool_w_; ++i) {
