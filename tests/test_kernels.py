@@ -343,6 +343,37 @@ def test_convolution_kernel_counts(kernels: int) -> None:
         check_layer(np.random.default_rng(kernels), conv((3, 3), 4, kernels), (6, 7, 4), block=block, density=0.3)
 
 
+@pytest.mark.parametrize("kernels", [5, 8, 16, 20])
+@pytest.mark.parametrize("width", [1, 2, 5, 6, 7, 11, 12, 13])
+@pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
+def test_convolutions_of_quads(kernels: int, width: int, pool: bool) -> None:
+    """Weights of eight kernels at four inputs: lists long enough to multiply those at once, lines not of fours."""
+    rng, shape = np.random.default_rng(width), (4 + pool, width + 2 + pool, 7)
+    check_layer(rng, conv((3, 3), 7, kernels), shape, block=(4, 8), density=0.4, pool=pool)
+
+
+@pytest.mark.parametrize("block", [(4, 8), (4, 16)], ids=["4x8", "4x16"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "shape", "pool"),
+    [
+        ((3, 3), (1, 1), (14, 33, 4), False),
+        ((3, 3), (1, 1), (15, 70, 4), True),
+        ((2, 3), (3, 1), (31, 40, 4), False),  # some lines are not read
+        ((1, 1), (1, 1), (40, 9, 8), False),
+        ((1, 1), (1, 1), (3, 150, 8), False),
+        ((1, 1), (2, 2), (41, 33, 8), False),
+    ],
+)
+def test_convolutions_hold_few_lines_of_tall_images(
+    kernel: tuple[int, int], stride: tuple[int, int], shape: tuple[int, int, int], pool: bool, block: tuple[int, int]
+) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2) * 2
+    layer = conv(kernel, shape[2], 16, stride=stride, padding=padding)
+    rng = np.random.default_rng(shape[1])
+    check_layer(rng, layer, shape, block=block, density=0.5, pool=pool)
+    check_float_layer(rng, layer, shape, block=block, density=0.5, pool=pool)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 63, 64, 65, 127, 130, 257])
 @pytest.mark.parametrize("block", [(1, 1), (4, 1), (1, 16), (4, 16), (1, 24), (4, 24), (1, 32), (4, 64), (2, 16)])
 def test_linear_rows(rows: int, block: tuple[int, int]) -> None:

@@ -86,6 +86,8 @@ CS_AVX2 inline void store_places(uint32_t bits, int first, int32_t* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi32(places_s32x8, _mm256_set1_epi32(first)));
 }
 
+struct Quads;
+
 // 8-bit integers: two inputs at a time, widened to 16 bits, times two weights of every lane, added up in 32 bits.
 struct Pairs {
     using Vector = __m256i;
@@ -93,6 +95,8 @@ struct Pairs {
     using Source = int8_t;   // of the weights
     using Weight = int16_t;  // as it is multiplied
     static constexpr int kInputs = 2;
+    static constexpr int kParts = 1;  // vectors that sum a vector of kernels
+    using Quads = cs::Quads;
 
     CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
     // For a vector that two instructions use: the compiler would load it in both.
@@ -114,6 +118,8 @@ struct Pairs {
         return _mm256_add_epi32(sum_s32x8, _mm256_madd_epi16(input_s16x16, weight_s16x16));
     }
     CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_epi32(a, b); }
+    CS_AVX2 static void begin(const void* bias, Vector* parts) { *parts = load(bias); }
+    CS_AVX2 static Vector join(const Vector* parts) { return *parts; }
 
     // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
     // those that interleaving within halves of a vector leads from.
@@ -184,6 +190,38 @@ struct Pairs {
     }
 };
 
+// Four inputs at a time, which are broadcast at once: two vectors sum eight kernels, each four of them, whose first two
+// inputs lie in even lanes and whose others in odd ones.
+struct Quads : Pairs {
+    static constexpr int kInputs = 4;
+    static constexpr int kParts = 2;
+
+    CS_AVX2 static Vector broadcast(const void* from) {
+        int64_t quad;
+        std::memcpy(&quad, from, sizeof quad);
+        return _mm256_set1_epi64x(quad);
+    }
+    CS_AVX2 static void begin(const void* bias, Vector* parts) {
+        const Vector bias_s32x8 = load_once(bias);
+        parts[0] = _mm256_unpacklo_epi32(bias_s32x8, _mm256_setzero_si256());
+        parts[1] = _mm256_unpackhi_epi32(bias_s32x8, _mm256_setzero_si256());
+    }
+    CS_AVX2 static Vector join(const Vector* parts) {
+        Vector a = parts[0], b = parts[1];
+        asm("" : "+x"(a), "+x"(b));
+        const __m256 a_f32x8 = _mm256_castsi256_ps(a), b_f32x8 = _mm256_castsi256_ps(b);
+        const __m256 even_f32x8 = _mm256_shuffle_ps(a_f32x8, b_f32x8, _MM_SHUFFLE(2, 0, 2, 0));
+        const __m256 odd_f32x8 = _mm256_shuffle_ps(a_f32x8, b_f32x8, _MM_SHUFFLE(3, 1, 3, 1));
+        return _mm256_add_epi32(_mm256_castps_si256(even_f32x8), _mm256_castps_si256(odd_f32x8));
+    }
+
+    // Of a weight among the 32 of a unit, so that joining gives the kernels in order.
+    static int place_in_unit(int kernel, int input) {
+        const int part = kernel / 2 % 2, lane = kernel / 4 * 4 + kernel % 2 * 2 + input / 2;
+        return (part * kLanes + lane) * 2 + input % 2;
+    }
+};
+
 // float32: one input at a time.
 struct Floats {
     using Vector = __m256;
@@ -191,6 +229,7 @@ struct Floats {
     using Source = float;
     using Weight = float;
     static constexpr int kInputs = 1;
+    static constexpr int kParts = 1;
 
     CS_AVX2 static Vector load(const void* from) { return _mm256_loadu_ps(static_cast<const float*>(from)); }
     CS_AVX2 static void store(void* to, Vector x) { _mm256_storeu_ps(static_cast<float*>(to), x); }
@@ -200,6 +239,8 @@ struct Floats {
         return _mm256_fmadd_ps(input, weight, sum);
     }
     CS_AVX2 static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+    CS_AVX2 static void begin(const void* bias, Vector* parts) { *parts = load(bias); }
+    CS_AVX2 static Vector join(const Vector* parts) { return *parts; }
     static int place_in_row(int kernel) { return kernel; }
     CS_AVX2 static void write(void* to, int count, Vector sum, const float*, DType, bool) {
         if (count >= kLanes) {

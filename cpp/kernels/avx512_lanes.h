@@ -47,6 +47,7 @@ struct Pairs {
     using Source = int8_t;   // of the weights
     using Weight = int16_t;  // as it is multiplied
     static constexpr int kInputs = 2;
+    static constexpr int kParts = 1;  // vectors that sum a vector of kernels
 
     CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_si512(from); }
     CS_AVX512 static Vector load_once(const void* from) { return load(from); }
@@ -63,6 +64,8 @@ struct Pairs {
         return _mm512_add_epi32(sum_s32x16, _mm512_madd_epi16(input_s16x32, weight_s16x32));
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_epi32(a, b); }
+    CS_AVX512 static void begin(const void* bias, Vector* parts) { *parts = load(bias); }
+    CS_AVX512 static Vector join(const Vector* parts) { return *parts; }
 
     // Pairs of 16-bit weights of two rows, for the first and the second vector of kernels, whose places in a row are
     // those that interleaving within quarters of a vector leads from.
@@ -116,6 +119,7 @@ struct Floats {
     using Source = float;
     using Weight = float;
     static constexpr int kInputs = 1;
+    static constexpr int kParts = 1;
 
     CS_AVX512 static Vector load(const void* from) { return _mm512_loadu_ps(from); }
     CS_AVX512 static void store(void* to, Vector x) { _mm512_storeu_ps(to, x); }
@@ -125,6 +129,8 @@ struct Floats {
         return _mm512_fmadd_ps(input, weight, sum);
     }
     CS_AVX512 static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+    CS_AVX512 static void begin(const void* bias, Vector* parts) { *parts = load(bias); }
+    CS_AVX512 static Vector join(const Vector* parts) { return *parts; }
     static int place_in_row(int kernel) { return kernel; }
     CS_AVX512 static void write(void* to, int count, Vector sum, const float*, DType, bool) {
         _mm512_mask_storeu_ps(to, first16(count), sum);

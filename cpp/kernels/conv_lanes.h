@@ -5,12 +5,13 @@
 // unit of one position, four bytes, is broadcast from memory, which costs a load and no vector port. A unit is one
 // float32, multiplied and added by one instruction, or two int8 widened to 16 bits, which VPMADDWD multiplies and adds
 // to 32 bits without ever saturating: 1.5 instructions in place of VPDPBUSD's half. A tile of up to 12 sums (28 with 32
-// registers) stays in registers: 12 positions of one vector of kernels or, where it pays (kWide), six of two, which
-// share what is broadcast. Units in which a block has no weight are not in its list, which holds offsets into the
-// input: absent weights cost nothing, present ones no index.
+// registers) stays in registers: 12 positions of one vector of kernels or, where it pays (kWide), six of two sums,
+// which share what is broadcast: of two vectors of kernels or, in units of four int8, of the two halves of one. Units
+// in which a block has no weight are not in its list, which holds offsets into the input: absent weights cost nothing,
+// present ones no index.
 //
 // A block goes through the tiles of a span of results, whose sums are then requantized together, in whole vectors of
-// bytes.
+// bytes. The lines of the image that a span reads are padded and widened just before, and lie in the nearest caches.
 //
 // A unit begins at any input with a weight, but never straddles the lines of a window: the last one of a line may have
 // a weight of zero.
@@ -40,6 +41,7 @@ struct Block {
     const int32_t* bias;    // [VECTORS, kLanes], the bits of what sums begin with
     int64_t row_stride;     // bytes to the next row of positions
     int64_t column_stride;  // bytes to the next position
+    int64_t skipped;        // bytes of the image before those that are held
 };
 
 struct Tile {
@@ -50,19 +52,20 @@ struct Tile {
 // Writes the sums [COLUMNS, VECTORS] of a row of positions, or the largest of each 2 x 2 positions of two rows.
 template <class P, int VECTORS, int ROWS, int COLUMNS>
 CS_TIER inline void sum_tile(const Block& block, const std::byte* input, typename P::Vector* sums) {
-    typename P::Vector sum[ROWS][COLUMNS][VECTORS], weight[VECTORS];
-    CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(block.bias + v * kLanes);
+    constexpr int kSums = VECTORS * P::kParts;
+    typename P::Vector sum[ROWS][COLUMNS][kSums], weight[kSums];
+    CS_UNROLL for (int v = 0; v < VECTORS; ++v) P::begin(block.bias + v * kLanes, weight + v * P::kParts);
     CS_UNROLL for (auto& row : sum) {
-        CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < VECTORS; ++v) one[v] = weight[v]; }
+        CS_UNROLL for (auto& one : row) { CS_UNROLL for (int v = 0; v < kSums; ++v) one[v] = weight[v]; }
     }
     for (int n = 0; n < block.count; ++n) {
-        const std::byte* from = block.weight + int64_t{n} * (VECTORS * kLanes * 4);
-        CS_UNROLL for (int v = 0; v < VECTORS; ++v) weight[v] = P::load(from + v * kLanes * 4);
+        const std::byte* from = block.weight + int64_t{n} * (kSums * kLanes * 4);
+        CS_UNROLL for (int v = 0; v < kSums; ++v) weight[v] = P::load(from + v * kLanes * 4);
         const std::byte* unit = input + block.offset[n];
         CS_UNROLL for (int r = 0; r < ROWS; ++r, unit += block.row_stride) {
             CS_UNROLL for (int c = 0; c < COLUMNS; ++c) {
                 const auto one = P::broadcast(unit + c * block.column_stride);
-                CS_UNROLL for (int v = 0; v < VECTORS; ++v) {
+                CS_UNROLL for (int v = 0; v < kSums; ++v) {
                     sum[r][c][v] = P::multiply_add(sum[r][c][v], one, weight[v]);
                 }
             }
@@ -70,9 +73,11 @@ CS_TIER inline void sum_tile(const Block& block, const std::byte* input, typenam
     }
     CS_UNROLL for (int c = 0; c < COLUMNS; c += ROWS) {
         CS_UNROLL for (int v = 0; v < VECTORS; ++v, ++sums) {
-            auto value = sum[0][c][v];
+            const int first = v * P::kParts;
+            auto value = P::join(sum[0][c] + first);
             if constexpr (ROWS == 2) {
-                value = P::max(P::max(value, sum[0][c + 1][v]), P::max(sum[1][c][v], sum[1][c + 1][v]));
+                value = P::max(P::max(value, P::join(sum[0][c + 1] + first)),
+                               P::max(P::join(sum[1][c] + first), P::join(sum[1][c + 1] + first)));
             }
             P::store(sums, value);
         }
@@ -84,7 +89,7 @@ template <class P, int VECTORS, int ROWS, int COLUMNS>
 CS_TIER void sum_tiles(const Block& b, const std::byte* image, const Tile* tile, int count, typename P::Vector* sums) {
     const Block block = b;  // stores could change what it refers to, for all the compiler knows
     for (const Tile* end = tile + count; tile < end; ++tile) {
-        sum_tile<P, VECTORS, ROWS, COLUMNS>(block, image + tile->input, sums + tile->first * VECTORS);
+        sum_tile<P, VECTORS, ROWS, COLUMNS>(block, image + (tile->input - block.skipped), sums + tile->first * VECTORS);
     }
 }
 
@@ -92,7 +97,7 @@ template <class P>
 using SumTiles = void (*)(const Block&, const std::byte*, const Tile*, int, typename P::Vector*);
 
 // Columns of the largest tile, of which there are as many as rows, or a multiple.
-constexpr int most_columns(int vectors, int rows) { return kTile / vectors / rows / rows * rows; }
+constexpr int most_columns(int sums, int rows) { return kTile / sums / rows / rows * rows; }
 
 template <class P, int VECTORS, int ROWS, int... kSteps>
 SumTiles<P> sum_tiles_of(int columns, std::integer_sequence<int, kSteps...>) {
@@ -102,8 +107,8 @@ SumTiles<P> sum_tiles_of(int columns, std::integer_sequence<int, kSteps...>) {
 
 template <class P, int VECTORS, int ROWS>
 SumTiles<P> sum_tiles_of(int columns) {
-    return sum_tiles_of<P, VECTORS, ROWS>(columns,
-                                          std::make_integer_sequence<int, most_columns(VECTORS, ROWS) / ROWS>());
+    constexpr int kSteps = most_columns(VECTORS * P::kParts, ROWS) / ROWS;
+    return sum_tiles_of<P, VECTORS, ROWS>(columns, std::make_integer_sequence<int, kSteps>());
 }
 
 // Where the results of a block of kernels go.
@@ -118,7 +123,8 @@ struct Destination {
 
 // Sums [count, VECTORS] on their way out.
 template <class P, int VECTORS>
-CS_TIER void finish(const typename P::Vector* sums, int count, const Destination& to) {
+CS_TIER void finish(const typename P::Vector* sums, int count, const Destination& destination) {
+    const Destination to = destination;  // as above
     std::byte* out = to.output;
     int i = 0;
     if constexpr (P::kInputs == 2) {
@@ -137,31 +143,41 @@ CS_TIER void finish(const typename P::Vector* sums, int count, const Destination
     }
 }
 
+// How a layer is multiplied: kernels in a block, in vectors, and inputs in a unit.
+struct Shape {
+    int vectors, inputs;
+};
+
+constexpr int kEnds = 3;
+
 // For every block of kernels, the units in which any of them has a weight.
 struct UnitLists {
-    int vectors;                 // in a block
+    Shape shape;
+    int sums;                    // vectors that a position of a block is summed in
     std::vector<int32_t> begin;  // [blocks + 1]
     std::vector<int32_t> row;    // [n], first row of each unit in the matrix of weights
 
     int blocks() const { return static_cast<int>(begin.size()) - 1; }
-    // What the products take: to load an input, or a weight, costs half a multiplication.
-    int64_t cost() const { return static_cast<int64_t>(row.size()) * (2 * vectors + 1); }
+    // In halves of a multiplication: to load an input, or a weight, costs one, to begin and to end a sum kEnds.
+    int64_t cost() const {
+        return static_cast<int64_t>(row.size()) * (2 * sums + 1) + int64_t{blocks()} * sums * kEnds;
+    }
 };
 
 // all: list every unit, as a dense layer does.
 template <class P>
-UnitLists list_units(const LayerSpec& s, int vectors, bool all) {
+UnitLists list_units(const LayerSpec& s, Shape shape, bool all) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
     const int width = s.window.kernel_w * s.input.channels;  // of a line of the window
-    UnitLists lists{vectors, {}, {}};
-    for (int first = 0; first < s.kernels; first += vectors * kLanes) {
+    UnitLists lists{shape, shape.vectors * shape.inputs / P::kInputs, {}, {}};
+    for (int first = 0; first < s.kernels; first += shape.vectors * kLanes) {
         lists.begin.push_back(static_cast<int32_t>(lists.row.size()));
-        const int kernels = std::min(vectors * kLanes, s.kernels - first);
+        const int kernels = std::min(shape.vectors * kLanes, s.kernels - first);
         for (int row = 0; row < s.window.kernel_h * width;) {
             const auto* weight = dense + int64_t{row} * s.kernels + first;
             if (all || std::any_of(weight, weight + kernels, [](auto w) { return w != 0; })) {
                 lists.row.push_back(row);
-                row += std::min(P::kInputs, width - row % width);
+                row += std::min(shape.inputs, width - row % width);
             } else {
                 ++row;
             }
@@ -171,31 +187,47 @@ UnitLists list_units(const LayerSpec& s, int vectors, bool all) {
     return lists;
 }
 
-// In blocks as wide as pays for the weights at hand.
+// In the shape that pays for the weights at hand.
 template <class P>
 UnitLists best_unit_lists(const LayerSpec& s, bool all) {
-    UnitLists best = list_units<P>(s, 1, all);
-    for (int vectors = 2; vectors <= kWide; ++vectors) {
-        UnitLists wider = list_units<P>(s, vectors, all);
-        if (wider.cost() < best.cost()) best = std::move(wider);
+    UnitLists best = list_units<P>(s, {1, P::kInputs}, all);
+    if constexpr (kWide == 2) {
+        std::vector<Shape> shapes{{2, P::kInputs}};
+        if constexpr (P::kInputs == 2) shapes.push_back({1, P::Quads::kInputs});
+        for (const Shape shape : shapes) {
+            UnitLists other = list_units<P>(s, shape, all);
+            if (other.cost() < best.cost()) best = std::move(other);
+        }
     }
     return best;
 }
 
-// The weights of the units: [n, vectors, kLanes, kInputs].
+// Of a weight among those of a unit.
+template <class P>
+int place_in_unit(const UnitLists& lists, int kernel, int input) {
+    if constexpr (kWide == 2 && P::kInputs == 2) {
+        if (lists.shape.inputs == P::Quads::kInputs) return P::Quads::place_in_unit(kernel, input);
+    }
+    return kernel * P::kInputs + input;
+}
+
+// The weights of the units: [n, sums, kLanes, P::kInputs].
 template <class P>
 AlignedVector<typename P::Weight> unit_weights(const LayerSpec& s, const UnitLists& lists) {
     const auto* dense = static_cast<const typename P::Source*>(s.dense);
-    const int width = s.window.kernel_w * s.input.channels, block = lists.vectors * kLanes;
-    AlignedVector<typename P::Weight> weight(lists.row.size() * block * P::kInputs);
+    const int width = s.window.kernel_w * s.input.channels, block = lists.shape.vectors * kLanes;
+    const int size = block * lists.shape.inputs;
+    AlignedVector<typename P::Weight> weight(lists.row.size() * size);
     auto* to = weight.data();
     for (int b = 0; b < lists.blocks(); ++b) {
         const int kernels = std::min(block, s.kernels - b * block);
-        for (int n = lists.begin[b]; n < lists.begin[b + 1]; ++n, to += block * P::kInputs) {
-            const int row = lists.row[n], inputs = std::min(P::kInputs, width - row % width);
+        for (int n = lists.begin[b]; n < lists.begin[b + 1]; ++n, to += size) {
+            const int row = lists.row[n], inputs = std::min(lists.shape.inputs, width - row % width);
             for (int i = 0; i < inputs; ++i) {
                 const auto* from = dense + int64_t{row + i} * s.kernels + b * block;
-                for (int kernel = 0; kernel < kernels; ++kernel) to[kernel * P::kInputs + i] = from[kernel];
+                for (int kernel = 0; kernel < kernels; ++kernel) {
+                    to[place_in_unit<P>(lists, kernel, i)] = from[kernel];
+                }
             }
         }
     }
@@ -215,11 +247,20 @@ struct Span {
     int64_t first;  // result
     int results;
     std::array<int, 2> begin, end;  // tiles
+    int from, until;                // lines of the image that they read
+};
+
+// Lines of the image, with its padding, that are held as they are multiplied.
+struct Lines {
+    int begin = 0, end = 0;
 };
 
 // Results of a span: a block goes through all of them, so that its weights are read once from the second-level cache,
 // and their sums stay in the first.
 constexpr int kSpan = 64;
+
+// Lines of an image that are held, in those that a span reads: the more, the fewer are moved.
+constexpr int kHold = 2;
 
 template <class P>
 class Conv final : public Step {
@@ -251,19 +292,23 @@ class Conv final : public Step {
         } else {
             choose_tiles(output_.height, output_.width);
         }
+        for (const Span& span : spans_) held_ = std::max(held_, kHold * (span.until - span.from));
+        held_ = std::min(held_, height_);
         choose_functions();
     }
 
-    size_t scratch_bytes() const override { return copied_ ? line_bytes() * height_ + kSlack : 0; }
+    size_t scratch_bytes() const override { return copied_ ? line_bytes() * held_ + kSlack : 0; }
 
     void run(const Call& call) const noexcept override {
         const RoundDown rounding(in_float_);
         for (int64_t n = 0; n < call.samples; ++n) {
             const auto* image = sample<std::byte>(call.inputs[0], input_, n);
-            if (copied_) image = copy(image, call.scratch);
             auto* out = sample<std::byte>(call.output, output_, n);
+            Lines lines;
             for (const Span& span : spans_) {
-                for (int b = 0; b < lists_.blocks(); ++b) run_block(b, span, image, out);
+                if (copied_) hold(span, image, call.scratch, &lines);
+                const auto* held = copied_ ? call.scratch : image;
+                for (int b = 0; b < lists_.blocks(); ++b) run_block(b, span, held, lines.begin * line_bytes(), out);
             }
         }
     }
@@ -284,7 +329,7 @@ class Conv final : public Step {
 
     // Tiles of two widths, which differ by one result.
     void choose_tiles(int rows, int positions) {
-        const int limit = most_columns(lists_.vectors, pool_) / pool_;
+        const int limit = most_columns(lists_.sums, pool_) / pool_;
         const int tiles = (positions + limit - 1) / limit, most = (positions + tiles - 1) / tiles;
         const int narrow = tiles * most - positions;
         tiles_ = {Tiles<P>{most, nullptr, {}}, Tiles<P>{most - 1, nullptr, {}}};
@@ -302,9 +347,13 @@ class Conv final : public Step {
         if (spans_.empty() || result + results - spans_.back().first > kSpan) {
             const std::array<int, 2> next{static_cast<int>(tiles_[0].tile.size()),
                                           static_cast<int>(tiles_[1].tile.size())};
-            spans_.push_back({result, 0, next, next});
+            spans_.push_back({result, 0, next, next, static_cast<int>(input / line_bytes()), 0});
         }
+        const int64_t window = (window_.kernel_h - 1) * line_bytes() +
+                               int64_t{window_.kernel_w} * input_.channels * static_cast<int64_t>(sizeof(Input));
+        const int64_t last = (pool_ - 1) * row_stride() + (results * pool_ - 1) * column_stride();
         Span& span = spans_.back();
+        span.until = static_cast<int>((input + last + window - 1) / line_bytes()) + 1;
         ++span.end[width];
         span.results += results;
         tiles_[width].tile.push_back({input, result - span.first});
@@ -312,59 +361,74 @@ class Conv final : public Step {
 
     void choose_functions() {
         if constexpr (kWide == 2) {
-            if (lists_.vectors == 2) return choose_functions<2>();
+            if (lists_.shape.vectors == 2) return choose_functions<P, 2>();
+            if constexpr (P::kInputs == 2) {
+                if (lists_.shape.inputs == P::Quads::kInputs) return choose_functions<typename P::Quads, 1>();
+            }
         }
-        choose_functions<1>();
+        choose_functions<P, 1>();
     }
 
-    template <int VECTORS>
+    template <class Units, int VECTORS>
     void choose_functions() {
         finish_ = finish<P, VECTORS>;
         for (Tiles<P>& tiles : tiles_) {
             if (tiles.results == 0) continue;
-            tiles.sum = pool_ == 2 ? sum_tiles_of<P, VECTORS, 2>(tiles.results * 2)  //
-                                   : sum_tiles_of<P, VECTORS, 1>(tiles.results);
+            tiles.sum = pool_ == 2 ? sum_tiles_of<Units, VECTORS, 2>(tiles.results * 2)  //
+                                   : sum_tiles_of<Units, VECTORS, 1>(tiles.results);
         }
     }
 
-    // The image with its padding, as the units are multiplied.
-    const std::byte* copy(const std::byte* image, std::byte* to) const {
-        if constexpr (std::is_same_v<Input, float>) {
-            copy_lines<float>(image, to);
-        } else if (input_.dtype == DType::u8) {
-            copy_lines<uint8_t>(image, to);
-        } else {
-            copy_lines<int8_t>(image, to);
+    // Copies the lines that a span reads and that are not held yet; where there is no room left, over earlier ones.
+    void hold(const Span& span, const std::byte* image, std::byte* to, Lines* lines) const {
+        if (span.until - lines->begin > held_) {
+            const int kept = std::max(lines->end - span.from, 0);
+            std::memmove(to, to + (span.from - lines->begin) * line_bytes(), kept * line_bytes());
+            *lines = {span.from, span.from + kept};
         }
-        return to;
+        for (; lines->end < span.until; ++lines->end) {
+            copy_line(lines->end - window_.pad_top, image, to + (lines->end - lines->begin) * line_bytes());
+        }
+    }
+
+    // Line y of the image with its padding, and what the last unit may reach beyond it.
+    void copy_line(int y, const std::byte* image, std::byte* to) const {
+        if (y < 0 || y >= input_.height) {
+            std::memset(to, 0, line_bytes() + sizeof(int64_t));
+        } else if constexpr (std::is_same_v<Input, float>) {
+            copy_line<float>(y, image, to);
+        } else if (input_.dtype == DType::u8) {
+            copy_line<uint8_t>(y, image, to);
+        } else {
+            copy_line<int8_t>(y, image, to);
+        }
     }
 
     template <class X>
-    CS_TIER void copy_lines(const std::byte* image, std::byte* to) const {
-        if (height_ > input_.height || width_ > input_.width) std::memset(to, 0, line_bytes() * height_);
-        std::memset(to + line_bytes() * height_, 0, sizeof(int32_t));  // the last unit may reach beyond its line
-        const auto* from = reinterpret_cast<const X*>(image);
-        const int64_t size = int64_t{input_.width} * input_.channels;
-        for (int y = 0; y < input_.height; ++y, from += size) {
-            auto* line = reinterpret_cast<Input*>(to + (y + window_.pad_top) * line_bytes());
-            line += window_.pad_left * input_.channels;
-            for (int64_t i = 0; i < size; ++i) line[i] = from[i];
-        }
+    CS_TIER void copy_line(int y, const std::byte* image, std::byte* to) const {
+        const int64_t size = int64_t{input_.width} * input_.channels,
+                      left = int64_t{window_.pad_left} * input_.channels;
+        const auto* from = reinterpret_cast<const X*>(image) + y * size;
+        auto* line = reinterpret_cast<Input*>(to);
+        std::memset(line, 0, left * sizeof(Input));
+        for (int64_t i = 0; i < size; ++i) line[left + i] = from[i];
+        std::memset(line + left + size, 0, line_bytes() - (left + size) * sizeof(Input) + sizeof(int64_t));
     }
 
-    CS_TIER void run_block(int b, const Span& span, const std::byte* image, std::byte* out) const {
-        const int kernel = b * lists_.vectors * kLanes, begin = lists_.begin[b];
+    CS_TIER void run_block(int b, const Span& span, const std::byte* image, int64_t skipped, std::byte* out) const {
+        const int kernel = b * lists_.shape.vectors * kLanes, begin = lists_.begin[b];
         const Block block{
             offset_.data() + begin,
-            reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.vectors * kLanes * 4,
+            reinterpret_cast<const std::byte*>(weight_.data()) + int64_t{begin} * lists_.sums * kLanes * 4,
             lists_.begin[b + 1] - begin,
             bias_.data() + kernel,
             row_stride(),
-            column_stride()};
+            column_stride(),
+            skipped};
         const Destination to{
             out + span.first * pixel_bytes() + kernel * static_cast<int64_t>(element_bytes(output_.dtype)),
             pixel_bytes(),
-            std::min(lists_.vectors * kLanes, kernels_ - kernel),
+            std::min(lists_.shape.vectors * kLanes, kernels_ - kernel),
             scale_.empty() ? nullptr : scale_.data() + kernel,
             output_.dtype,
             in_float_};
@@ -381,6 +445,7 @@ class Conv final : public Step {
     int kernels_, pool_;
     int height_, width_;  // of the image with its padding
     bool copied_;
+    int held_ = 0;  // lines, if it is
     UnitLists lists_;
     std::vector<int32_t> offset_;  // of each unit from a window's first input, in bytes
     AlignedVector<typename P::Weight> weight_;
