@@ -36,6 +36,19 @@ DType dtype_from_name(const std::string& name) {
     throw std::invalid_argument("unknown element type '" + name + "'");
 }
 
+Function function_from_name(const std::string& name) {
+    static const std::map<std::string, Function> known = {{"sigmoid", Function::sigmoid},
+                                                          {"tanh", Function::tanh},
+                                                          {"silu", Function::silu},
+                                                          {"hard_sigmoid", Function::hard_sigmoid},
+                                                          {"hard_swish", Function::hard_swish},
+                                                          {"elu", Function::elu},
+                                                          {"leaky_relu", Function::leaky_relu}};
+    const auto found = known.find(name);
+    if (found == known.end()) throw std::invalid_argument("unknown function '" + name + "'");
+    return found->second;
+}
+
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
@@ -184,6 +197,10 @@ class Builder {
         add(node, AddSpec{at(first), at(second), at(output), requantization(scaling)}, {first, second}, output);
     }
 
+    void product(const std::string& node, int first, int second, int output, const Requantized& scaling) {
+        add(node, ProductSpec{at(first), at(second), at(output), requantization(scaling)}, {first, second}, output);
+    }
+
     void concat(const std::string& node, const std::vector<int>& inputs, int output, const Requantized& scaling) {
         ConcatSpec spec{{}, at(output), requantization(scaling)};
         for (int input : inputs) spec.inputs.push_back(at(input));
@@ -196,6 +213,15 @@ class Builder {
 
     void quantize(const std::string& node, int input, int output, float inv_scale) {
         add(node, QuantizeSpec{at(input), at(output), inv_scale}, {input}, output);
+    }
+
+    void lookup(const std::string& node, int input, int output, const Array<uint8_t>& table) {
+        require(table.size() == 256, "lookup: expected a table of 256 bytes");
+        add(node, LookupSpec{at(input), at(output), to_vector(table)}, {input}, output);
+    }
+
+    void activation(const std::string& node, int input, int output, const std::string& function, double alpha) {
+        add(node, ActivationSpec{at(input), function_from_name(function), alpha}, {input}, output);
     }
 
     void softmax(const std::string& node, int input, int output) { add(node, SoftmaxSpec{at(input)}, {input}, output); }
@@ -362,9 +388,12 @@ std::vector<KernelRow> kernel_table() {
     list_kernels<KwtaSpec>("kwta", rows);
     list_kernels<ReluSpec>("relu", rows);
     list_kernels<ClipSpec>("clip", rows);
+    list_kernels<LookupSpec>("lookup", rows);
+    list_kernels<ActivationSpec>("activation", rows);
     list_kernels<AffineSpec>("affine", rows);
     list_kernels<PoolSpec>("pool", rows);
     list_kernels<AddSpec>("add", rows);
+    list_kernels<ProductSpec>("product", rows);
     list_kernels<ConcatSpec>("concat", rows);
     list_kernels<DequantizeSpec>("dequantize", rows);
     list_kernels<QuantizeSpec>("quantize", rows);
@@ -412,9 +441,12 @@ PYBIND11_MODULE(_native, m) {
         .def("kwta", &Builder::kwta)
         .def("relu", &Builder::relu)
         .def("clip", &Builder::clip)
+        .def("lookup", &Builder::lookup)
+        .def("activation", &Builder::activation)
         .def("affine", &Builder::affine)
         .def("pool", &Builder::pool)
         .def("add", &Builder::add_tensors)
+        .def("product", &Builder::product)
         .def("concat", &Builder::concat)
         .def("dequantize", &Builder::dequantize)
         .def("quantize", &Builder::quantize)

@@ -30,8 +30,12 @@ from csengine.packing import PackedMatrix
 
 #: Newest version of the file format. Version 1 is frozen: `docs/format.md` says what a minor version may add. A reader
 #: refuses a newer major version; a writer says the oldest version that has all that a file holds.
-VERSION = (1, 1)
-_SINCE_1_1 = frozenset({"gelu", "layer_norm", "matmul", "transpose", "local_response_norm", "quantize"})
+VERSION = (1, 2)
+#: Operations and layouts that came after version 1.0.
+_SINCE: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("NWC", "gelu", "layer_norm", "matmul", "transpose", "local_response_norm", "quantize"), (1, 1)),
+    **dict.fromkeys(("NCW", "activation", "product"), (1, 2)),
+}
 PRODUCER = "csengine 0.1.0"
 ALIGNMENT = 64
 _METADATA_KEY = "csengine"
@@ -98,8 +102,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 def _version_of(graph: Graph) -> tuple[int, int]:
     """The oldest version that has all that a network needs."""
-    is_newer = graph.layout == "NWC" or any(OPERATION_NAMES[type(node)] in _SINCE_1_1 for node in graph.nodes)
-    return (1, 1) if is_newer else (1, 0)
+    needs = (graph.layout, *(OPERATION_NAMES[type(node)] for node in graph.nodes))
+    return max(_SINCE.get(name, (1, 0)) for name in needs)
 
 
 def _packing_statistics(graph: Graph) -> dict[str, dict[str, float | int]]:

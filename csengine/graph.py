@@ -27,9 +27,10 @@ from csengine.errors import GraphError, PackingError
 from csengine.packing import NOBODY, PackedMatrix, validate
 
 DType: TypeAlias = Literal["float32", "uint8", "int8", "int32"]
-Layout: TypeAlias = Literal["NHWC", "NCHW", "NWC"]
+Layout: TypeAlias = Literal["NHWC", "NCHW", "NWC", "NCW"]
 Weight: TypeAlias = NDArray[np.float32] | NDArray[np.int8] | PackedMatrix
 Scope: TypeAlias = Literal["local", "global"]
+Function: TypeAlias = Literal["sigmoid", "tanh", "silu", "hard_sigmoid", "hard_swish", "elu", "leaky_relu"]
 
 #: Elements that a weight, or a (padded) sample of a tensor, may have; keeps a damaged file from asking for all memory.
 MAX_ELEMENTS = 2**28
@@ -39,6 +40,11 @@ ACCUMULATOR_LIMIT = 2**31 - 1
 MAX_OPERANDS = 64
 #: The largest magnitude that an activation of each integer type can have.
 MAGNITUDE = {"uint8": 255, "int8": 128}
+#: The axes (batch, height, width, channels) in each layout's order, and those of a layout in that order.
+_OUTSIDE = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 3, 1, 2), "NWC": (0, 1, 2, 3), "NCW": (0, 1, 3, 2)}
+_INSIDE = {**_OUTSIDE, "NCHW": (0, 2, 3, 1)}
+#: Layouts of images of height 1, without that axis.
+_FLAT = ("NWC", "NCW")
 #: Scales and ranking factors lie strictly between these, so that their products with integers are normal float32.
 MIN_SCALE, MAX_SCALE = 1e-30, 1e28
 
@@ -72,8 +78,8 @@ class Requantization:
     """Exact scaling of integers: `y = clamp((acc * multiplier + 2**(shift - 1)) >> shift)` in 64 bits.
 
     multiplier: uint16 `[n]`, `2**15 <= M < 2**16`; shift: uint8 `[n]`, `1 <= s <= 47`; n is one per output channel
-    of a layer, 1 for a pool, one per input of a concatenation. An addition has two multipliers, of which the smaller
-    may be any, and one shift. scale: real value of 1 in the result.
+    of a layer, 1 for a pool or a product, one per input of a concatenation. An addition has two multipliers, of which
+    the smaller may be any, and one shift. scale: real value of 1 in the result.
     """
 
     multiplier: NDArray[np.uint16]
@@ -298,6 +304,47 @@ class Clip(Node):
         return _activation(self.name, source)
 
 
+#: Functions that an activation may be, and whether alpha is a part of them.
+FUNCTIONS: Mapping[str, bool] = {
+    **dict.fromkeys(("silu", "hard_sigmoid", "elu", "leaky_relu"), True),
+    **dict.fromkeys(("sigmoid", "tanh", "hard_swish"), False),
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Activation(Node):
+    """A function of every element: of float32 in double, rounded once; of integers what a table says, `table[x]`.
+
+    alpha: factor of x within silu (and hard_sigmoid), of what is negative (elu, leaky_relu). table: uint8 or int8
+    `[256]`, made of the function; its index is the byte of x, so that of int8 -1 it is 255. scale: real value of 1
+    in the table.
+    """
+
+    function: Function
+    alpha: float = 1.0
+    table: NDArray[np.uint8] | NDArray[np.int8] | None = None
+    scale: float | None = None
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The input's shape; float32, or the table's type."""
+        (source,) = inputs
+        known = f"is {self.function!r}; known are {', '.join(FUNCTIONS)}"
+        _require(self.function in FUNCTIONS, self.name, known)
+        sane = abs(self.alpha) <= 1e6 if FUNCTIONS[self.function] else self.alpha == 1.0
+        _require(
+            sane, self.name, f"is {self.function} with alpha {self.alpha}; expected up to 1e6, and 1 if it has none"
+        )
+        if _activation(self.name, source).dtype == "float32":
+            _require(self.table is None and self.scale is None, self.name, "reads float32, for which it needs no table")
+            return source
+        _require(self.table is not None, self.name, "reads integers and needs a table")
+        assert self.table is not None
+        dtype: DType = "int8" if self.table.dtype == np.int8 else "uint8"
+        _check_array(self.name, "table", self.table, dtype, (256,))
+        _check_scale(self.name, self.scale)
+        return TensorType(source.shape, dtype, self.scale)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KWTA(Node):
     """k winners take all, strict: exactly k survive per scope, by (value descending, index ascending).
@@ -385,6 +432,22 @@ class Add(Node):
         first, second = inputs
         _require(first.shape == second.shape, self.name, f"adds shapes {first.shape} and {second.shape}")
         dtype, scale = _requantized(self.name, inputs, self.requantization, 2, 1)
+        return TensorType(first.shape, dtype, scale)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Product(Node):
+    """Element-wise product, of an image by one position, too; integers: `clamp((a * b * M + 2**(s - 1)) >> s)`."""
+
+    requantization: Requantization | None = None
+    arity: ClassVar[int | None] = 2
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        """The first input's shape; the second has the same, or `(1, 1, C)`."""
+        first, second = inputs
+        fits = second.shape == first.shape or (len(first.shape) == 3 and second.shape == (1, 1, first.channels))
+        _require(fits, self.name, f"multiplies shape {first.shape} by {second.shape}; expected the same, or (1, 1, C)")
+        dtype, scale = _requantized(self.name, inputs, self.requantization, 1)
         return TensorType(first.shape, dtype, scale)
 
 
@@ -577,6 +640,8 @@ OPERATIONS: Mapping[str, type[Node]] = {
     "transpose": Transpose,
     "local_response_norm": LocalResponseNorm,
     "quantize": Quantize,
+    "activation": Activation,
+    "product": Product,
 }
 OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERATIONS.items()}
 
@@ -585,8 +650,9 @@ OPERATION_NAMES: Mapping[type[Node], str] = {kind: name for name, kind in OPERAT
 class Graph:
     """A checked network: nodes in topological order, the input first, the output last.
 
-    layout: how the source model, and so the caller, orders the axes of images; "NWC" are sequences, images of height 1
-    without that axis. Raises GraphError when built if anything is out of order, out of range, or does not fit together.
+    layout: how the source model, and so the caller, orders the axes of images; "NWC" are sequences and "NCW" signals,
+    images of height 1 without that axis. Raises GraphError when built if anything is out of order, out of range, or
+    does not fit together.
     """
 
     nodes: tuple[Node, ...]
@@ -595,12 +661,10 @@ class Graph:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", _infer_types(self.nodes))
-        _require(
-            self.layout in ("NHWC", "NCHW", "NWC"), "graph", f"has layout {self.layout!r}; expected NHWC, NCHW or NWC"
-        )
+        _require(self.layout in tuple(_OUTSIDE), "graph", f"has layout {self.layout!r}; expected {', '.join(_OUTSIDE)}")
         ends = self.input.shape, self.output_type.shape
-        flat = self.layout != "NWC" or all(len(shape) == 1 or shape[0] == 1 for shape in ends)
-        _require(flat, "graph", f"has layout NWC for shapes {ends}; expected a height of 1")
+        flat = self.layout not in _FLAT or all(len(shape) == 1 or shape[0] == 1 for shape in ends)
+        _require(flat, "graph", f"has layout {self.layout} for shapes {ends}; expected a height of 1")
 
     @property
     def input(self) -> Input:
@@ -634,26 +698,25 @@ class Graph:
 
     def outside(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A shape of one sample as the caller orders its axes."""
-        if len(shape) == 1 or self.layout == "NHWC":
+        if len(shape) == 1:
             return shape
-        height, width, channels = shape
-        return (width, channels) if self.layout == "NWC" else (channels, height, width)
+        ordered = tuple(shape[axis - 1] for axis in _OUTSIDE[self.layout][1:])
+        return ordered[1:] if self.layout in _FLAT else ordered
 
     def keeps_order(self, shape: tuple[int, ...]) -> bool:
         """Whether the values of a sample (its shape here) follow each other in memory as the caller has them."""
-        return self.layout != "NCHW" or len(shape) == 1 or shape[2] == 1 or shape[:2] == (1, 1)
+        return self.layout not in ("NCHW", "NCW") or len(shape) == 1 or shape[2] == 1 or shape[:2] == (1, 1)
 
     def from_caller(self, x: NDArray[Any]) -> NDArray[Any]:
         """A batch of inputs in the caller's order of axes, in NHWC and contiguous."""
-        swaps = self.layout == "NCHW" and x.ndim == 4
-        inside: NDArray[Any] = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if swaps else x)
-        return inside.reshape(len(x), *self.input.shape)
+        image: NDArray[Any] = x[:, None] if self.layout in _FLAT and x.ndim == 3 else x
+        inside = image.transpose(_INSIDE[self.layout]) if image.ndim == 4 else image
+        return np.ascontiguousarray(inside).reshape(len(x), *self.input.shape)
 
     def to_caller(self, y: NDArray[Any]) -> NDArray[Any]:
         """A batch of results `[B, ...]` in the caller's order of axes."""
-        if self.layout == "NCHW" and y.ndim == 4:
-            return np.asarray(y.transpose(0, 3, 1, 2))
-        return y.reshape(len(y), *self.outside(y.shape[1:]))
+        outside = y.transpose(_OUTSIDE[self.layout]) if y.ndim == 4 else y
+        return outside.reshape(len(y), *self.outside(y.shape[1:]))
 
 
 def _infer_types(nodes: Sequence[Node]) -> dict[str, TensorType]:

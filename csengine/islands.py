@@ -8,6 +8,7 @@ always compute integers.
 from __future__ import annotations
 
 from csengine.graph import (
+    Activation,
     Affine,
     Conv2d,
     Gelu,
@@ -26,10 +27,13 @@ from csengine.graph import (
 def float_operations(graph: Graph, integer_output: bool = False) -> frozenset[str]:
     """Names of the operations that stay float32, the input's among them if nothing else reads it.
 
-    None, where all have an integer form, but for a softmax at the end. integer_output: whether the result should be
-    integers, if it is not of an operation that has none.
+    None, where all have an integer form, but for a softmax at the end; an activation there is float32, too, which costs
+    nothing and is exact. integer_output: whether the result should be integers, if it is not of an operation that has
+    none.
     """
     found = {node.name for node in graph.nodes if _has_no_integer_form(graph, node)}
+    if not integer_output:
+        found |= {node.name for node in graph.nodes if isinstance(node, Activation) and _is_at_the_end(graph, node)}
     size = 0
     while len(found) > size:
         size = len(found)

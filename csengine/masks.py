@@ -188,16 +188,14 @@ def _owners(strength: NDArray[np.float64], shares: Sequence[int] | NDArray[np.in
 
 
 def matrix_from_weight(weight: NDArray[Any], image: Image | None = None) -> NDArray[Any]:
-    """The engine's matrix [R, O] of a PyTorch weight: linear [O, I] or convolution [O, C, kh, kw].
+    """The engine's matrix [R, O] of a PyTorch weight: linear [O, I] or convolution [O, C, kh, kw] or [O, C, k].
 
     ``image``: for a linear layer behind a flatten, the shape (C, H, W) that was flattened. PyTorch flattens in
     (C, H, W) order, the engine in (H, W, C); the rows of the result are in the engine's order.
     """
     if weight.ndim == 2 and image is not None:
         weight = weight.reshape(len(weight), *image)
-    if weight.ndim == 4:
-        weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
-    matrix: NDArray[Any] = weight.T
+    matrix: NDArray[Any] = np.moveaxis(weight, 1, -1).reshape(len(weight), -1).T
     return matrix
 
 
@@ -208,6 +206,6 @@ def weight_from_matrix(matrix: NDArray[Any], shape: Sequence[int], image: Image 
         if image is None:
             return np.ascontiguousarray(matrix.T)
         kernel = list(image)
-    channels, height, width = kernel
-    weight = matrix.reshape(height, width, channels, kernels).transpose(3, 2, 0, 1)
+    channels, *taps = kernel
+    weight = np.moveaxis(matrix.reshape(*taps, channels, kernels), (-1, -2), (0, 1))
     return np.ascontiguousarray(weight.reshape(shape))

@@ -14,6 +14,7 @@ from csengine.backends import KernelChoice, KernelTiming
 from csengine.graph import (
     KWTA,
     OPERATION_NAMES,
+    Activation,
     Add,
     Clip,
     Concat,
@@ -23,6 +24,7 @@ from csengine.graph import (
     Linear,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Reshape,
@@ -38,8 +40,8 @@ class LayerPlan:
     kernel, tier, mode: what runs it; all "" where it was fused into the next node. macs_dense: every weight times every
     activation. macs_done: what the mode does, with the activity that the network guarantees (k-WTA) or is assumed
     (half after a ReLU). bytes_weights: as stored; bytes_dense: the same weights as a dense array. measured: the kernels
-    that were tried for the layer, the chosen one first, then the fastest; empty where the backend does not measure. cycles: clock cycles per
-    sample in the last run, where the hardware counts them.
+    that were tried for the layer, the chosen one first, then the fastest; empty where the backend does not measure.
+    cycles: clock cycles per sample in the last run, where the hardware counts them.
     """
 
     name: str
@@ -135,10 +137,14 @@ def _activity(graph: Graph, node: Node, inputs: Sequence[float]) -> float:
             return min(1.0, inputs[0] * node.kernel[0] * node.kernel[1])
         case Reshape() | Transpose() | Dequantize() | Quantize():
             return inputs[0]
+        case Activation() if node.table is not None:
+            return float(np.count_nonzero(node.table)) / 256
         case Conv2d() | Linear():
             return 0.5 if graph.types[node.name].dtype == "uint8" else 1.0  # clamped at zero: a ReLU
         case Add() | Concat():
             return min(1.0, sum(inputs))
+        case Product():
+            return min(inputs)
         case _:
             return 1.0
 

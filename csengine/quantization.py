@@ -19,6 +19,7 @@ from csengine import reference
 from csengine.errors import GraphError, QuantizationError
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -32,6 +33,7 @@ from csengine.graph import (
     MaxPool,
     Node,
     Packing,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -126,8 +128,8 @@ def quantize(
 def _check_samples(graph: Graph, samples: Array) -> None:
     if samples.shape[1:] != graph.input.shape or len(samples) == 0 or not np.isfinite(samples).all():
         shape = ", ".join(map(str, graph.input.shape))
-        is_turned = graph.layout == "NCHW" and samples.shape[1:] == graph.outside(graph.input.shape)
-        hint = "; these are NCHW: give samples.transpose(0, 2, 3, 1)" if is_turned else ""
+        is_turned = samples.shape[1:] == graph.outside(graph.input.shape)
+        hint = f"; these are {graph.layout}: give graph.from_caller(samples)" if is_turned else ""
         raise QuantizationError(
             f"calibration needs finite samples [B, {shape}] in NHWC, B > 0; got shape {samples.shape}{hint}"
         )
@@ -291,6 +293,17 @@ def _fits(levels: NDArray[np.float64]) -> bool:
     return bool(np.abs(levels).max(initial=0.0) < 128.5 and np.abs(levels - np.rint(levels)).max(initial=0.0) < 1e-3)
 
 
+def table_of(
+    node: Activation, input_scale: float, is_unsigned: bool, dtype: Literal["uint8", "int8"], scale: float
+) -> NDArray[np.uint8] | NDArray[np.int8]:
+    """The function of every integer of 8 bits `[256]`, by its byte, rounded to the integers of the result."""
+    integers = np.arange(256, dtype=np.uint8).view(np.uint8 if is_unsigned else np.int8)
+    exact = reference.activate(node, integers.astype(np.float64) * input_scale)
+    limits = np.iinfo(dtype)
+    table: NDArray[Any] = np.clip(np.rint(exact / scale), limits.min, limits.max).astype(dtype)
+    return table
+
+
 def _starts_at_zero(node: Node) -> bool:
     return isinstance(node, Clip) and node.minimum == 0
 
@@ -369,7 +382,10 @@ class _Quantizer:
             packing = _packing_of(node)
             changes = {"weight": weight, "bias": bias, "requantization": requantization, "packing": packing}
             return [replace(node, inputs=inputs, **changes)]
-        if isinstance(node, (AveragePool, Add, Concat)):
+        if isinstance(node, Activation):
+            table = table_of(node, self.scale_of[inputs[0]], self.unsigned[inputs[0]], dtype, scale)
+            return [replace(node, inputs=inputs, table=table, scale=scale)]
+        if isinstance(node, (AveragePool, Add, Product, Concat)):
             return [replace(node, inputs=inputs, requantization=self._rescale(node, inputs, dtype, scale))]
         raise AssertionError(f"{node.name}: {type(node).__name__} has an integer form that is not written")
 
@@ -466,18 +482,26 @@ class _Quantizer:
             unsigned = bool(relus) or lowest >= 0
         else:
             is_weighted = isinstance(node, (Conv2d, Linear))
-            unsigned = bool(relus) or (not is_weighted and all(self.unsigned[name] for name in inputs))
+            is_positive = isinstance(node, Activation) and node.function in ("sigmoid", "hard_sigmoid")
+            keeps_sign = not is_weighted and all(self.unsigned[name] for name in inputs)
+            unsigned = bool(relus) or is_positive or keeps_sign
         dtype: Literal["uint8", "int8"] = "uint8" if unsigned else "int8"
         return dtype, max(largest, 1e-12) / _LARGEST[dtype]
 
     def _rescale(
-        self, node: AveragePool | Add | Concat, inputs: Sequence[str], dtype: Literal["uint8", "int8"], scale: float
+        self,
+        node: AveragePool | Add | Product | Concat,
+        inputs: Sequence[str],
+        dtype: Literal["uint8", "int8"],
+        scale: float,
     ) -> Requantization:
         ratio = np.array([self.scale_of[name] / scale for name in inputs])
         if isinstance(node, Add):
             _, shift = _nearest(ratio.max(keepdims=True))
             multiplier = np.minimum(np.rint(ratio * 2.0 ** shift.astype(np.float64)), 2**16 - 1).astype(np.uint16)
             return Requantization(multiplier, shift, dtype, scale)
+        if isinstance(node, Product):
+            return Requantization(*_nearest(ratio[:1] * self.scale_of[inputs[1]]), dtype, scale)
         if isinstance(node, AveragePool):
             area = node.kernel[0] * node.kernel[1]
             ratio = ratio / (area if node.count_padding else np.arange(1, area + 1))

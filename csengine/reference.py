@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -39,6 +40,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -220,6 +222,35 @@ def clip(node: Clip, x: Array) -> Array:
     return np.asarray(np.clip(x, low, high))
 
 
+def activation(node: Activation, x: Array) -> Array:
+    """A function in double, rounded once; of integers, the table's entry at the byte of each."""
+    if node.table is not None:
+        return node.table[x.view(np.uint8)]
+    with np.errstate(over="ignore"):
+        return activate(node, x.astype(np.float64)).astype(np.float32)
+
+
+def activate(node: Activation, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The function itself."""
+    from scipy.special import expit
+
+    match node.function:
+        case "sigmoid":
+            return np.asarray(expit(x))
+        case "tanh":
+            return np.tanh(x)
+        case "silu":
+            return np.asarray(x * expit(node.alpha * x))
+        case "hard_sigmoid":
+            return np.clip(node.alpha * x + 0.5, 0.0, 1.0)
+        case "hard_swish":
+            return np.asarray(x * np.clip(x / 6.0 + 0.5, 0.0, 1.0))
+        case "elu":
+            return np.where(x > 0, x, node.alpha * np.expm1(np.minimum(x, 0.0)))
+        case "leaky_relu":
+            return np.where(x > 0, x, node.alpha * x)
+
+
 def kwta(node: KWTA, x: Array) -> Array:
     """Keep the k largest of each scope, ties to the lower index; losers become 0."""
     scopes = x if node.scope == "local" else x.reshape(len(x), prod(x.shape[1:]))
@@ -257,6 +288,14 @@ def add(node: Add, a: Array, b: Array) -> Array:
     first, second = node.requantization.multiplier.astype(np.int64)
     product = a.astype(np.int64) * first + b.astype(np.int64) * second
     return _round_shift(product, node.requantization.shift, node.requantization.dtype)
+
+
+def product(node: Product, a: Array, b: Array) -> Array:
+    """`a * b`, of which b may have one position only; integers by one multiplier and shift."""
+    q = node.requantization
+    if q is None:
+        return np.asarray(a * b)
+    return requantize(a.astype(np.int64) * b, q.multiplier, q.shift, q.dtype)
 
 
 def concat(node: Concat, *inputs: Array) -> Array:
@@ -331,10 +370,12 @@ _FUNCTIONS: Mapping[type[Node], Callable[..., Array]] = {
     Affine: affine,
     Relu: relu,
     Clip: clip,
+    Activation: activation,
     KWTA: kwta,
     MaxPool: max_pool,
     AveragePool: average_pool,
     Add: add,
+    Product: product,
     Concat: concat,
     Reshape: reshape,
     Dequantize: dequantize,

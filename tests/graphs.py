@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 from csengine import reference
 from csengine.graph import (
     ACCUMULATOR_LIMIT,
+    FUNCTIONS,
     KWTA,
     MAGNITUDE,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -45,6 +47,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -191,12 +194,15 @@ class _Builder:
     def _possible(self, source: str) -> list[Callable[[str], str]]:
         kind = self.types[source]
         steps: list[Callable[[str], str]] = [self._relu, self._clip, self._reshape, self._branch, self._branch]
+        steps += [self._activation]
         if len(kind.shape) == 3:
-            steps += [self._conv2d] * 5 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
+            steps += [self._conv2d] * 6 + [self._max_pool, self._max_pool, self._average_pool, self._transpose]
         else:
-            steps += [self._linear] * 4
+            steps += [self._linear] * 5
         if self.integer or self._is_exact(source):
-            steps += [self._kwta] * 3
+            steps += [self._kwta] * 4
+        if self.integer or self._is_exact(source):
+            steps += [self._multiply]
         if self.integer:
             steps += [self._island]
         else:
@@ -280,6 +286,17 @@ class _Builder:
             low, high = (None if b is None else float(np.clip(b, limits.min, limits.max)) for b in (low, high))
         return self._add(Clip, source, minimum=low, maximum=high)
 
+    def _activation(self, source: str) -> str:
+        """Of integers, any table."""
+        function = self.choices.choice(list(FUNCTIONS))
+        attributes: dict[str, Any] = {
+            "alpha": self.choices.choice([0.01, 1 / 6, 1.0, 1.5]) if FUNCTIONS[function] else 1.0
+        }
+        if self.integer:
+            attributes["table"] = self.rng.integers(0, 256, 256).astype(np.uint8).view(self._dtype())
+            attributes["scale"] = self._scale()
+        return self._add(Activation, source, function=function, **attributes)
+
     def _kwta(self, source: str) -> str:
         kind = self.types[source]
         scope: Any = self.choices.choice(["local", "global"])
@@ -353,6 +370,16 @@ class _Builder:
         most = kernel[0] - 1, kernel[1] - 1
         padding = min(top, most[0]), min(left, most[1]), min(bottom, most[0]), min(right, most[1])
         return {"kernel": kernel, "stride": stride, "padding": padding}
+
+    def _multiply(self, source: str) -> str:
+        """By itself, or an image by the largest value of each channel; of integers, or by what a table makes of it."""
+        shape, other = self.types[source].shape, source
+        if len(shape) == 3 and self._chance(0.7):
+            other = self._add(MaxPool, source, kernel=shape[:2], stride=shape[:2])
+        if self.integer and self._chance(0.5):
+            other = self._activation(other)
+        q = self._requantization(np.array([self._peak(source) * self._peak(other)])) if self.integer else None
+        return self._add(Product, source, other, requantization=q)
 
     def _branch(self, source: str) -> str:
         """An addition or a concatenation of the source and one or more other tensors that fit it."""
@@ -525,11 +552,13 @@ class _Builder:
             grid, bound = min(grid / 2, 1 / 4), bound * float(np.abs(node.scale).max()) + 2.0
         elif isinstance(node, Add):
             bound = sum(self.bound[name] for name in node.inputs)
+        elif isinstance(node, Product):
+            grid, bound = (prod(known[name] for name in node.inputs) for known in (self.grid, self.bound))
         elif isinstance(node, MatMul):
             a, b = node.inputs
             grid = self.grid[a] * self.grid[b]
             bound = self.bound[a] * self.bound[b] * self.types[a].channels
-        elif isinstance(node, (AveragePool, Gelu, LayerNorm, LocalResponseNorm, Softmax)):
+        elif isinstance(node, (Activation, AveragePool, Gelu, LayerNorm, LocalResponseNorm, Softmax)):
             grid = 2.0**-149
         self.grid[node.name], self.bound[node.name] = grid, bound
 

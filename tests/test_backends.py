@@ -95,7 +95,7 @@ def test_every_kernel_of_the_table_is_reached() -> None:
 
     reached = set()
     for tier, runs in cpp.tiers().items():
-        for seed in range(60):
+        for seed in range(120):
             graph = random_graph(seed, integer=seed % 2 == 0)
             for mode in MODES:
                 if runs:

@@ -401,7 +401,7 @@ test_refuses_a_bad_version = damage(
     huge=document_of(version=[10**30, 0]),
 )
 test_refuses_a_newer_major_version = damage(
-    "newer than 1.1: update csengine",
+    "newer than 1.2: update csengine",
     next=document_of(version=[VERSION[0] + 1, 0]),
     later=document_of(version=[99, 99]),
 )

@@ -1,6 +1,6 @@
-"""Files of format versions 1.0 and 1.1, stored when these were frozen: they stay readable, and compute what they did.
+"""Files of every minor format version, stored when it was frozen: they stay readable, and compute what they did.
 
-`data/make_format_1.py` and `data/make_format_1_1.py` made them.
+`data/make_format_1.py`, `data/make_format_1_1.py` and `data/make_format_1_2.py` made them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from csengine import Engine, container
 from csengine.graph import (
     OPERATIONS,
+    Activation,
     Conv2d,
     Gelu,
     Graph,
@@ -26,6 +27,8 @@ from csengine.graph import (
     Linear,
     LocalResponseNorm,
     MatMul,
+    Node,
+    Product,
     Quantize,
     Transpose,
 )
@@ -42,6 +45,10 @@ STORED = {
     "format-1/pipeline": "f68454c744fd483e",
     "format-1.1/sequence": "cf45d3220e491701",
     "format-1.1/island": "67cd56d43b893b44",
+    "format-1.2/signal": "e2e54a76709884a3",
+    "format-1.2/gates": "8d84696af918c901",
+    "format-1.2/tables": "524a6f1e01d3fb3a",
+    "format-1.2/functions": "65571d180664f966",
 }
 #: Operations of version 1.0.
 FROZEN = (
@@ -108,12 +115,19 @@ NEWER = {
 }
 
 
-@pytest.mark.parametrize("name", [*NEWER, "NWC"])
+NEWEST: dict[str, tuple[Node, ...]] = {
+    "product": (Product(name="y", inputs=("x", "x")),),
+    "activation": (Activation(name="y", inputs=("x",), function="elu", alpha=0.5),),
+}
+
+
+@pytest.mark.parametrize("name", [*NEWER, "NWC", *NEWEST, "NCW"])
 def test_what_is_newer_than_version_1_0_says_so(name: str, tmp_path: Path) -> None:
     source = Input(name="x", inputs=(), shape=(1, 3, 3))
-    graph = Graph((source, *NEWER.get(name, ())), "NWC" if name == "NWC" else "NHWC")
+    nodes = {**NEWER, **NEWEST}.get(name, ())
+    graph = Graph((source, *nodes), name if name in ("NWC", "NCW") else "NHWC")  # type: ignore[arg-type]
     container.save(container.Model(graph), tmp_path / "model")
-    assert version_of(tmp_path / "model") == [1, 1]
+    assert version_of(tmp_path / "model") == [1, 1 if name in (*NEWER, "NWC") else 2]
     loaded = container.load(tmp_path / "model").graph
     assert (loaded.types, loaded.layout) == (graph.types, graph.layout)
     for node, kept in zip(graph.nodes, loaded.nodes, strict=True):
@@ -126,6 +140,12 @@ def test_stored_files_hold_all_that_version_1_1_adds() -> None:
     assert "NWC" in {graph.layout for graph in graphs}
 
 
+def test_stored_files_hold_all_that_version_1_2_adds() -> None:
+    graphs = _graphs("format-1.2")
+    assert {OPERATIONS[name] for name in NEWEST} <= {type(node) for graph in graphs for node in graph.nodes}
+    assert "NCW" in {graph.layout for graph in graphs}
+
+
 def version_of(path: Path) -> list[int]:
     with safe_open(path, framework="numpy") as file:
         found: list[int] = json.loads(file.metadata()["csengine"])["version"]
@@ -133,4 +153,4 @@ def version_of(path: Path) -> list[int]:
 
 
 def test_every_operation_is_of_some_version() -> None:
-    assert set(OPERATIONS) == {*FROZEN, *NEWER}
+    assert set(OPERATIONS) == {*FROZEN, *NEWER, *NEWEST}

@@ -18,6 +18,7 @@ from csengine.graph import (
     MAX_OPERANDS,
     OPERATION_NAMES,
     OPERATIONS,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -33,6 +34,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -616,6 +618,49 @@ def test_local_response_normalization_is_float32() -> None:
     refuse("local response normalization is float32", IMAGE, norm)
 
 
+TABLE = np.zeros(256, np.int8)
+
+
+def test_activations_are_float32_or_what_their_table_is() -> None:
+    assert result_type(FLOAT_IMAGE, activation()) == TensorType((6, 5, 4), "float32")
+    assert result_type(IMAGE, activation(table=TABLE, scale=0.5)) == TensorType((6, 5, 4), "int8", 0.5)
+    unsigned = activation(table=TABLE.view(np.uint8), scale=0.5)
+    assert result_type(IMAGE, unsigned) == TensorType((6, 5, 4), "uint8", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "attributes", "reason"),
+    [
+        (FLOAT_IMAGE, {"function": "mish"}, "is 'mish'; known are silu"),
+        (FLOAT_IMAGE, {"alpha": np.inf}, "alpha inf"),
+        (FLOAT_IMAGE, {"function": "tanh", "alpha": 2.0}, "tanh with alpha 2.0"),
+        (FLOAT_IMAGE, {"table": TABLE}, "needs no table"),
+        (FLOAT_IMAGE, {"scale": 1.0}, "needs no table"),
+        (IMAGE, {}, "needs a table"),
+        (IMAGE, {"table": TABLE}, "has scale None"),
+        (IMAGE, {"table": TABLE[1:], "scale": 1.0}, r"a table of shape \(255,\)"),
+        (IMAGE, {"table": TABLE.astype(np.int16), "scale": 1.0}, "a table of type int16"),
+    ],
+)
+def test_refuses_an_activation(source: Input, attributes: dict[str, Any], reason: str) -> None:
+    refuse(reason, source, activation(**attributes))
+
+
+def test_products_are_of_one_shape_or_of_one_position() -> None:
+    gate = MaxPool(name="g", inputs=("x",), kernel=(6, 5), stride=(1, 1))
+    assert result_type(FLOAT_IMAGE, gate, Product(name="y", inputs=("x", "g"))).shape == (6, 5, 4)
+    assert result_type(FLOAT_IMAGE, Product(name="y", inputs=("x", "x"))).shape == (6, 5, 4)
+    refuse(r"multiplies shape \(1, 1, 4\) by \(6, 5, 4\)", FLOAT_IMAGE, gate, Product(name="y", inputs=("g", "x")))
+    refuse("needs a requantization", IMAGE, Product(name="y", inputs=("x", "x")))
+    scaled = Product(name="y", inputs=("x", "x"), requantization=requantization(1))
+    assert result_type(IMAGE, scaled).dtype == scaled.requantization.dtype  # type: ignore[union-attr]
+    refuse("cannot be requantized", FLOAT_IMAGE, scaled)
+
+
+def activation(**attributes: Any) -> Activation:
+    return Activation(name="y", inputs=("x",), **{"function": "silu", **attributes})
+
+
 def test_sequences_are_images_of_height_1() -> None:
     with pytest.raises(GraphError, match="height of 1"):
         Graph((FLOAT_IMAGE,), "NWC")
@@ -624,6 +669,24 @@ def test_sequences_are_images_of_height_1() -> None:
     x = np.zeros((2, 5, 4), np.float32)
     assert graph.from_caller(x).shape == (2, 1, 5, 4)
     assert graph.to_caller(graph.from_caller(x)).shape == x.shape
+
+
+def test_signals_are_images_of_height_1_with_channels_first() -> None:
+    with pytest.raises(GraphError, match=r"layout NCW .* height of 1"):
+        Graph((FLOAT_IMAGE,), "NCW")
+    graph = Graph((Input(name="x", inputs=(), shape=(1, 5, 4)),), "NCW")
+    assert graph.outside((1, 5, 4)) == (4, 5)
+    assert [graph.keeps_order(shape) for shape in ((1, 5, 4), (1, 5, 1), (1, 1, 4), (4,))] == [False, True, True, True]
+    x = np.arange(40, dtype=np.float32).reshape(2, 4, 5)
+    inside = graph.from_caller(x)
+    np.testing.assert_array_equal(inside, x.transpose(0, 2, 1)[:, None])
+    assert inside.flags.c_contiguous
+    np.testing.assert_array_equal(graph.to_caller(inside), x)
+
+
+def test_refuses_another_layout() -> None:
+    with pytest.raises(GraphError, match="has layout 'CHWN'; expected NHWC, NCHW, NWC, NCW"):
+        Graph((FLOAT_IMAGE,), "CHWN")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("multiplier", [0, 1, 2**15 - 1])

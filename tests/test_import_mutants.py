@@ -33,6 +33,7 @@ def _read(nodes: list[Any], constants: dict[str, Any]) -> dict[str, Any]:
 
 SOURCES = [([made], constants) for made, constants in sources.OPERATIONS.values()]
 SOURCES += [(nodes, constants) for nodes, constants, _ in sources.REFUSED]
+SOURCES += list(sources.SIGNALS.values())
 SOURCES += [(nodes, _read(nodes, sources.CHAIN_CONSTANTS)) for nodes in sources.CHAINS.values()]
 SOURCES += [(nodes, _read(nodes, sources.WINNER_CONSTANTS)) for nodes in sources.WINNERS.values()]
 
@@ -69,7 +70,7 @@ def mutant(choices: random.Random) -> Any:
     constants = {name: np.asarray(values) for name, values in constants.items()}
     for _ in range(choices.choice([1, 1, 2, 3])):
         mutate(choices, choices.choice(nodes), constants)
-    shape = choices.choice([(6, 9, 8), (6, 9, 8), (6, 9, 8), (6, 8), (8,), (1, 1, 1)])
+    shape = choices.choice([(6, 9, 8), (6, 9, 8), (6, 9, 8), (6, 14), (6, 14), (6, 8), (8,), (1, 1, 1)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = sources.model_of(nodes, constants, shape, choices.choice([11, 13, 17, 17, 20]))

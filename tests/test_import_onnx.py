@@ -99,6 +99,20 @@ OPERATIONS = {
     "product": (node("MatMul", "x", "w"), {"w": weights(8, 5)}),
     "product_from_left": (node("MatMul", "w", "x"), {"w": weights(5, 9)}),
     "some_channels": (node("Slice", "x", "a", "b", "c"), {"a": np.int64([1]), "b": np.int64([5]), "c": np.int64([1])}),
+    "a_row": (node("Gather", "x", "i", axis=2), {"i": np.int64(3)}),
+    "every_other_column": (
+        node("Slice", "x", "a", "b", "c", "d"),
+        {"a": np.int64([1]), "b": np.int64([8]), "c": np.int64([3]), "d": np.int64([2])},
+    ),
+    "sigmoid": (node("Sigmoid", "x"), {}),
+    "tanh": (node("Tanh", "x"), {}),
+    "hard_sigmoid": (node("HardSigmoid", "x", alpha=0.3), {}),
+    "hard_sigmoid_of_defaults": (node("HardSigmoid", "x"), {}),
+    "hard_swish": (node("HardSwish", "x"), {}),
+    "elu": (node("Elu", "x", alpha=0.6), {}),
+    "prelu_of_one_slope": (node("PRelu", "x", "s"), {"s": weights(1)}),
+    "square": (node("Mul", "x", "x"), {}),
+    "maximum": (node("ReduceMax", "x", axes=[2, 3], keepdims=0), {}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
     "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
     "local_response_norm_of_defaults": (node("LRN", "x", size=5), {}),
@@ -149,14 +163,72 @@ def test_mobilenet_v2_of_the_transformers_package() -> None:
     assert max(item.relative_error for item in found.tensors) < 1e-4
 
 
+# --- signals -------------------------------------------------------------------------------------------------------
+
+KERNELS = {"w": weights(4, 6, 3)}
+SIGNALS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "conv": ([node("Conv", "x", "w", pads=[2, 1], strides=[2])], KERNELS),
+    "conv_same_lower": ([node("Conv", "x", "w", auto_pad="SAME_LOWER", strides=[3])], KERNELS),
+    "conv_dilated": ([node("Conv", "x", "w", dilations=[4], pads=[8, 0])], KERNELS),
+    "conv_depthwise": ([node("Conv", "x", "w", group=6)], {"w": weights(12, 1, 3)}),
+    "pad_conv": (
+        [helper.make_node("Pad", ["x", "p"], ["q"]), node("Conv", "q", "w")],
+        {**KERNELS, "p": np.int64([0, 0, 3, 0, 0, 1])},
+    ),
+    "pad": ([node("Pad", "x", "p")], {"p": np.int64([0, 0, 3, 0, 0, 1])}),
+    "max_pool": ([node("MaxPool", "x", kernel_shape=[3], strides=[2], pads=[1, 1])], {}),
+    "max_pool_ceil": ([node("MaxPool", "x", kernel_shape=[3], strides=[3], ceil_mode=1)], {}),
+    "average_pool": ([node("AveragePool", "x", kernel_shape=[3], strides=[2], pads=[1, 1])], {}),
+    "average_pool_counted": ([node("AveragePool", "x", kernel_shape=[3], pads=[1, 1], count_include_pad=1)], {}),
+    "global_average": ([node("GlobalAveragePool", "x")], {}),
+    "global_maximum": ([node("GlobalMaxPool", "x")], {}),
+    "reduce_max": ([node("ReduceMax", "x", axes=[2], keepdims=0)], {}),
+    "reduce_mean": ([node("ReduceMean", "x", axes=[-1])], {}),
+    "batch_norm": (
+        [node("BatchNormalization", "x", "s", "b", "m", "v")],
+        {"s": weights(6), "b": weights(6), "m": weights(6), "v": np.abs(weights(6)) + 1},
+    ),
+    "last": ([node("Gather", "x", "i", axis=2)], {"i": np.int64(-1)}),
+    "middle": ([node("Slice", "x", "a", "b", "c")], {"a": np.int64([2]), "b": np.int64([9]), "c": np.int64([2])}),
+    "every_third": (
+        [node("Slice", "x", "a", "b", "c", "d")],
+        {"a": np.int64([0]), "b": np.int64([99]), "c": np.int64([2]), "d": np.int64([3])},
+    ),
+    "conv_cut": (
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], pads=[3, 5], strides=[2]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            node("Slice", "r", "a", "b", "c0"),
+        ],
+        {**KERNELS, "a": np.int64([1]), "b": np.int64([-2]), "c0": np.int64([2])},
+    ),
+    "flattened": (
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Flatten", ["c"], ["f"]),
+            node("Gemm", "f", "g"),
+        ],
+        {**KERNELS, "g": weights(4 * 12, 5)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_an_operation_on_signals(name: str) -> None:
+    model = model_of(*SIGNALS[name], shape=(6, 14))
+    imported = read(model)
+    x = RNG.standard_normal((1, *imported.graph.input.shape), np.float32)
+    check(model, imported, x).raise_if_far(1e-6)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
 def test_everything_unsupported_is_listed() -> None:
-    nodes = [helper.make_node("Sigmoid", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=4)]
+    nodes = [helper.make_node("Mish", ["x"], ["a"], name="gate"), helper.make_node("LRN", ["x"], ["b"], size=4)]
     with pytest.raises(UnsupportedModelError) as error:
-        read(model_of([*nodes, node("Mul", "a", "b")], {}))
-    assert "gate (Sigmoid): has no counterpart; retrain with Relu" in str(error.value)
+        read(model_of([*nodes, node("Mul", "a", "b")], {}, opset=18))
+    assert "gate (Mish): has no counterpart; retrain with Relu" in str(error.value)
     assert "b (LRN): b: sums over 4 channels; expected an odd number" in str(error.value)
 
 
@@ -169,16 +241,23 @@ PADS = {"p": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
 TWO = {"k": np.int64([2])}
 REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("MaxPool", "x", kernel_shape=[2, 2], dilations=[2, 2])], {}, "dilation"),
-    ([node("Conv", "x", "w")], {"w": weights(4, 6, 3)}, "1-D convolution.*an image of height 1"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 6, 3)}, "1-D windows over shape .*expected 2-D ones over an image"),
+    ([node("Conv", "x", "w")], {"w": weights(4, 6, 1, 1, 1)}, "is a 3-D convolution"),
+    ([node("Conv", "x", "w", pads=[1, 1])], {"w": weights(4, 6, 3, 3)}, r"has pads \(1, 1\) of 2 axes"),
+    ([node("Conv", "x", "w", dilations=[9999, 9999])], {"w": weights(4, 6, 3, 3)}, "makes kernels of .* taps"),
     ([helper.make_node("Relu", ["x"], ["v"]), node("Conv", "x", "v")], {}, "computes operand 1 at run time"),
     ([node("AveragePool", "x", kernel_shape=[2, 2], ceil_mode=1)], {}, "ceil_mode"),
-    ([node("Mul", "x", "x")], {}, "multiplies two activations"),
+    (
+        [helper.make_node("Slice", ["x", "a", "b", "a"], ["s"]), node("Mul", "x", "s")],
+        {"a": np.int64([1]), "b": np.int64([2])},
+        "multiplies activations of shapes",
+    ),
     ([node("Div", "x", "x")], {}, "divides by an activation"),
     ([node("Div", "x", "c")], {"c": np.zeros((6, 1, 1), np.float32)}, "divides by zero"),
     ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}, "does not begin with the batch"),
     ([node("MatMul", "x", "x")], {}, "multiplies activations of shapes"),
     ([node("Erf", "x")], {}, "only|but as a part of GELU"),
-    ([node("Gather", "x", "i", axis=2)], {"i": np.int64(3)}, "a part of axis 1.*average over the positions"),
+    ([node("Gather", "x", "i", axis=2)], {"i": np.int64([1, 2, 4])}, "a part of axis 1.*average over the positions"),
     ([node("LayerNormalization", "x", "s", axis=2)], {"s": weights(9, 8)}, "only the last axis"),
     ([node("Softmax", "x", axis=2)], {}, "other axes than the channels"),
     ([node("ReduceMean", "x", axes=[1])], {}, "only height and width"),
@@ -232,7 +311,8 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("Mul", "x", "c")], {"c": np.full((6, 1, 1), np.nan, np.float32)}, "not finite"),
     ([node("If", "c", then_branch=BRANCH, else_branch=BRANCH)], {"c": np.bool_(True)}, "memory or branches"),
     ([node("Einsum", "x", "x", equation="bchw,bchw->bchw")], {}, "has no counterpart; replace it by"),
-    ([node("HardSwish", "x")], {}, "retrain with Relu or Clip"),
+    ([node("Softplus", "x")], {}, "retrain with Relu, Elu"),
+    ([node("HardSigmoid", "x", beta=0.4)], {}, "has beta 0.4"),
     ([node("Resize", "x", "", "s")], {"s": np.float32([1, 1, 2, 2])}, "without upsampling"),
 ]
 
@@ -310,6 +390,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 IMAGE_PADS = np.int64([0, 0, 1, 0, 0, 0, 2, 1])
 CHAINS = {
+    "gate": [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Sigmoid", ["p"], ["s"]),
+        node("Mul", "s", "x"),
+    ],
+    "gate_expanded": [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Expand", ["p", "whole"], ["s"]),
+        node("Mul", "x", "s"),
+    ],
+    "swish": [helper.make_node("Sigmoid", ["x"], ["s"]), node("Mul", "x", "s")],
+    "hard_swish_written": [helper.make_node("HardSigmoid", ["x"], ["s"], alpha=1 / 6), node("Mul", "s", "x")],
     "pad_conv": [helper.make_node("Pad", ["x", "pads"], ["p"]), node("Conv", "p", "w", pads=[1, 1, 1, 1])],
     "pad_max_pool": [helper.make_node("Pad", ["x", "pads"], ["p"]), node("MaxPool", "p", kernel_shape=[3, 3])],
     "pad_relu_max_pool": [
@@ -353,6 +445,7 @@ CHAINS = {
 
 
 CHAIN_CONSTANTS = {
+    "whole": np.int64([1, 6, 9, 8]),
     "pads": IMAGE_PADS,
     "low": np.float32(-np.inf),
     "c": weights(6, 1, 1) + 2,

@@ -19,7 +19,7 @@ from torch.nn import functional  # noqa: E402
 from csengine import Engine, ModelFormatError, UnsupportedModelError, reference  # noqa: E402
 from csengine.container import Model  # noqa: E402
 from csengine.convert import convert, pack_graph  # noqa: E402
-from csengine.graph import KWTA, Affine, Conv2d, Graph, Linear, Packing  # noqa: E402
+from csengine.graph import KWTA, Activation, Affine, Conv2d, Graph, Linear, Packing, Product  # noqa: E402
 from csengine.importers.torch import load, load_checkpoint  # noqa: E402
 from csengine.packing import PackedMatrix  # noqa: E402
 from csengine.quantization import relative_error  # noqa: E402
@@ -168,12 +168,13 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
         (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2 of an image of 9 x 9 .*; choose sizes that divide"),
         (nn.MaxPool2d(2, return_indices=True), "return_indices"),
         (nn.GroupNorm(1, 3), r"0 \(GroupNorm\): has no counterpart; train with BatchNorm2d"),
-        (nn.Sigmoid(), r"0 \(Sigmoid\): has no counterpart; if it is last, leave it out"),
+        (nn.LogSigmoid(), r"0 \(LogSigmoid\): has no counterpart; if it is last, leave it out"),
         (nn.ConvTranspose2d(3, 4, 2), r"0 \(ConvTranspose2d\): .*upsampling are not supported; import the parts"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
         (nn.Softmax(2), "softmax"),
-        (nn.SiLU(), r"0 \(SiLU\): has no counterpart"),
-        (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): .*; write it as Conv2d"),
+        (nn.Mish(), r"0 \(Mish\): has no counterpart; train with ReLU, LeakyReLU"),
+        (nn.Conv1d(3, 4, 3), r"0 \(Conv1d\): slides 1-D windows over shape \(3, 9, 9\); expected 2-D ones"),
+        (nn.AdaptiveAvgPool1d(1), "pools over 1 axes of shape"),
         (nn.LSTM(9, 4), r"0 \(LSTM\): .*; networks with memory"),
     ],
 )
@@ -225,9 +226,155 @@ def test_wrapped_and_cast_modules_keep_their_masks(wrap: Any) -> None:
 
 def test_all_unknown_layers_are_listed() -> None:
     with pytest.raises(UnsupportedModelError) as error:
-        load(nn.Sequential(nn.SiLU(), nn.Conv2d(3, 4, 3), nn.Tanh()).eval(), (3, 9, 9))
-    assert "0 (SiLU): has no counterpart" in str(error.value)
-    assert "2 (Tanh): has no counterpart" in str(error.value)
+        load(nn.Sequential(nn.Mish(), nn.Conv2d(3, 4, 3), nn.Softplus()).eval(), (3, 9, 9))
+    assert "0 (Mish): has no counterpart" in str(error.value)
+    assert "2 (Softplus): has no counterpart" in str(error.value)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """Swish and hard swish, written out, and functions."""
+
+    def forward(self, x: Any) -> Any:
+        x = x * torch.sigmoid(x)
+        x = functional.hardsigmoid(x) * x
+        x = x * (functional.relu6(x + 3) / 6)
+        return functional.elu(functional.leaky_relu(x, 0.3).tanh(), 0.7) + functional.silu(x)
+
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+    "silu": nn.SiLU(inplace=True),
+    "hard_sigmoid": nn.Hardsigmoid(),
+    "hard_swish": nn.Hardswish(),
+    "elu": nn.ELU(0.7),
+    "leaky_relu": nn.LeakyReLU(0.1),
+    "prelu": nn.PReLU(),
+    "written": Written(),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name: str) -> None:
+    """Float32 equals PyTorch, and integers, between layers with weights, are near."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), ACTIVATIONS[name], nn.Conv2d(16, 8, 3)).eval()
+    graph = load(network, (3, 9, 9))
+    assert_same(network, graph, 3, 9, 9)
+    functions = [node.function for node in graph.nodes if isinstance(node, Activation)]
+    wanted = {
+        "prelu": ["leaky_relu"],
+        "written": ["silu", "hard_swish", "hard_swish", "leaky_relu", "tanh", "elu", "silu"],
+    }
+    assert functions == wanted.get(name, [name])
+    x = np.random.default_rng(0).standard_normal((32, 3, 9, 9), np.float32)
+    model, _ = convert(graph, graph.from_caller(x))
+    assert not any(
+        kind.dtype == "float32" for name, kind in model.graph.types.items() if name != graph.output.name + ".scaled"
+    )
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    results = [Engine(model, backend=backend).run(x) for backend in ("reference", "cpp", "numba")]  # type: ignore[arg-type]
+    assert relative_error(results[0], expected) < (0.06 if name == "written" else 0.03)  # which rounds often
+    assert all(np.array_equal(results[0], result) for result in results[1:])
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation, by 1 x 1 convolutions or by linear layers."""
+
+    def __init__(self, channels: int, is_linear: bool = False) -> None:
+        super().__init__()
+        self.is_linear, fewer = is_linear, max(1, channels // 4)
+        layers = (nn.Linear(channels, fewer), nn.Linear(fewer, channels))
+        convs = (nn.Conv2d(channels, fewer, 1), nn.Conv2d(fewer, channels, 1))
+        self.down, self.up = layers if is_linear else convs
+
+    def forward(self, x: Any) -> Any:
+        mean = functional.adaptive_avg_pool2d(x, 1)
+        if not self.is_linear:
+            return functional.hardsigmoid(self.up(functional.relu(self.down(mean)))) * x
+        gate = torch.sigmoid(self.up(functional.silu(self.down(mean.flatten(1)))))
+        return x * gate.view(-1, x.shape[1], 1, 1).expand_as(x)
+
+
+class Inverted(nn.Module):
+    """A block of MobileNetV3: expand, depthwise, gate, project (Howard et al. 2019, arXiv 1905.02244)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, stride: int, gate: Any, activation: Any) -> None:
+        super().__init__()
+        self.is_residual = stride == 1 and inputs == outputs
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), activation()),
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            *(nn.BatchNorm2d(hidden), activation(), gate(hidden)),
+            *(nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)),
+        )
+
+    def forward(self, x: Any) -> Any:
+        return x + self.layers(x) if self.is_residual else self.layers(x)
+
+
+def mobile_network(gate: Any, activation: Any) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), activation()),
+        Inverted(8, 16, 8, 1, gate, nn.ReLU),
+        Inverted(8, 24, 12, 2, gate, activation),
+        Inverted(12, 32, 12, 1, gate, activation),
+        *(nn.Conv2d(12, 32, 1, bias=False), nn.BatchNorm2d(32), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(nn.Linear(32, 24), activation(), nn.Dropout(0.2), nn.Linear(24, 5)),
+    )
+
+
+@pytest.mark.parametrize("through_onnx", [False, True])
+@pytest.mark.parametrize("kind", ["MobileNetV3", "EfficientNet"])
+def test_mobile_networks_with_gates(kind: str, through_onnx: bool) -> None:
+    """Squeeze and excitation with hard swish, as MobileNetV3 has it, and with silu, as EfficientNet has."""
+    is_v3 = kind == "MobileNetV3"
+    network = settle(mobile_network(lambda n: Gate(n, not is_v3), nn.Hardswish if is_v3 else nn.SiLU), 3, 32, 32)
+    graph = exported(network, 3, 32, 32) if through_onnx else load(network, (3, 32, 32))
+    assert_same(network, graph, 3, 32, 32)
+    assert sum(isinstance(node, Product) for node in graph.nodes) == 3
+    x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1)).numpy()
+    model, _ = convert(graph, graph.from_caller(x))
+    floats = [name for name, type_ in model.graph.types.items() if type_.dtype == "float32"]
+    assert floats == [model.graph.output.name]
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x)).numpy()
+    results = [Engine(model, backend=backend).run(x) for backend in ("reference", "cpp", "numba")]  # type: ignore[arg-type]
+    assert relative_error(results[0], expected) < 0.08
+    assert all(np.array_equal(results[0], result) for result in results[1:])
+
+
+def exported(network: nn.Module, *shape: int) -> Graph:
+    """The graph by way of ONNX."""
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+    from csengine.importers import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(network, (torch.zeros(1, *shape),), dynamo=True, verbose=False)
+    return onnx.read(made.model_proto).graph  # type: ignore[union-attr]
+
+
+def test_what_is_repeated_is_only_multiplied() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x + functional.adaptive_avg_pool2d(x, 1).expand(-1, -1, 4, 4)
+
+    with pytest.raises(UnsupportedModelError, match=r"repeats \(3, 1, 1\) to \(3, 4, 4\); only products"):
+        load(Sum().eval(), (3, 4, 4))
+
+
+def test_what_no_product_can_be_is_refused() -> None:
+    class Spatial(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x * torch.sigmoid(x[:, :1])
+
+    with pytest.raises(UnsupportedModelError, match=r"multiplies activations of shapes .* a factor per channel"):
+        load(Spatial().eval(), (3, 4, 4))
 
 
 # --- more than chains ------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from csengine import _native, reference
 from csengine.backends import cpp
 from csengine.graph import (
+    FUNCTIONS,
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -34,6 +36,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -41,7 +44,7 @@ from csengine.graph import (
 )
 from csengine.packing import EMPTY, pack
 
-_ROUNDED = (Conv2d, Gelu, LayerNorm, Linear, LocalResponseNorm, MatMul)  # of float32, in some order
+_ROUNDED = (Activation, Conv2d, Gelu, LayerNorm, Linear, LocalResponseNorm, MatMul)  # of float32, in some order
 TIERS = [name for name, runs in cpp.tiers().items() if runs and name != "scalar"]
 MODES = ("dense", "sparse-dense", "sparse-sparse")
 LAYER_KERNELS = [
@@ -748,6 +751,52 @@ def test_gelu(approximate: Any) -> None:
     for value in (-2, -3.7, -5, -8, -10.3, -13, -30):  # and so does not forgive what is lost by cancellation
         check((source, Gelu(name="y", inputs=("x",), approximate=approximate)), np.full_like(x, value))
     assert np.isfinite(reference.run(Graph((source, Gelu(name="y", inputs=("x",), approximate=approximate))), x)).all()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 1.7])
+def test_activations(function: Any, alpha: float) -> None:
+    alpha = alpha if FUNCTIONS[function] else 1.0
+    x = np.concatenate([np.linspace(-12, 12, 2001), [-1e30, 1e30, -100.0, 100.0, 0.0]]).astype(np.float32)[None]
+    source = Input(name="x", inputs=(), shape=(x.size,))
+    activation = Activation(name="y", inputs=("x",), function=function, alpha=alpha)
+    for limit in (1e-3, 1, 4, 100):  # tolerance grows with the largest result
+        check((source, activation), np.clip(x, -limit, limit))
+    for value in (-2, -5.5, -13, -30):
+        check((source, activation), np.full_like(x, value))
+    check((source, activation), x)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 64, 65, 700])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("to", ["uint8", "int8"])
+def test_tables(size: int, dtype: Any, to: Any) -> None:
+    rng = np.random.default_rng(size)
+    table = rng.permutation(256).astype(np.uint8).view(to)
+    source = Input(name="x", inputs=(), shape=(size,), dtype=dtype, scale=1.0)
+    node = Activation(name="y", inputs=("x",), function="tanh", table=table, scale=1.0)
+    check((source, node), np.resize(np.arange(256, dtype=np.uint8).view(dtype), (3, size)))
+    check((source, node), values(rng, (2, size), dtype, 0.9))
+
+
+@pytest.mark.parametrize("channels", [1, 7, 16, 33])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
+@pytest.mark.parametrize("is_gate", [True, False])
+def test_products(channels: int, dtype: Any, is_gate: bool) -> None:
+    """An image by its own largest values, whose type another table makes, and by itself."""
+    rng, is_float = np.random.default_rng(channels), dtype == "float32"
+    source = Input(name="x", inputs=(), shape=(3, 2, channels), dtype=dtype, scale=None if is_float else 1.0)
+    best = MaxPool(name="best", inputs=("x",), kernel=(3, 2) if is_gate else (1, 1), stride=(1, 1))
+    x = values(rng, (2, 3, 2, channels), "int8" if is_float else dtype, 0.9).astype(dtype)
+    if is_float:
+        check((source, best, Product(name="y", inputs=("x", "best"))), x)
+        return
+    for of, to in itertools.product(("uint8", "int8"), repeat=2):
+        table = rng.permutation(256).astype(np.uint8).view(of)
+        gate = Activation(name="gate", inputs=("best",), function="sigmoid", table=table, scale=1.0)
+        for typical in (100.0, 1e4):
+            product = Product(name="y", inputs=("x", "gate"), requantization=requantization(rng, 1, typical, to))
+            check((source, best, gate, product), x)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 33])

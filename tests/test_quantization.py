@@ -15,7 +15,9 @@ from csengine import reference
 from csengine.errors import QuantizationError
 from csengine.graph import (
     ACCUMULATOR_LIMIT,
+    FUNCTIONS,
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -30,6 +32,7 @@ from csengine.graph import (
     MaxPool,
     Node,
     Packing,
+    Product,
     Relu,
     Requantization,
     Reshape,
@@ -38,6 +41,7 @@ from csengine.graph import (
     Transpose,
 )
 from csengine.packing import pack
+from csengine.plan import expected_activity
 from csengine.quantization import (
     KnownScale,
     KnownScales,
@@ -500,6 +504,61 @@ def test_an_input_alone_is_a_network() -> None:
     assert [type(node) for node in graph.nodes] == [Input, Dequantize]
 
 
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_an_activation_becomes_a_table(function: Any) -> None:
+    activation = Activation(name="a", inputs=("c",), function=function, alpha=0.5 if FUNCTIONS[function] else 1.0)
+    graph, _ = quantized(IMAGE, conv2d("c", "x", 3, 5), activation, conv2d("y", "a", 5, 2))
+    assert kinds(graph) == "Input Conv2d Activation Conv2d Dequantize"
+    made, source = of(graph, "a"), graph.types["c"].scale
+    assert source is not None
+    assert made.table.dtype == ("uint8" if function in ("sigmoid", "hard_sigmoid") else "int8")
+    for value in (-128, -1, 0, 1, 127):
+        real = reference.activate(activation, np.array([value * source]))[0] / made.scale
+        limits = np.iinfo(made.table.dtype)
+        assert made.table[value % 256] == np.clip(np.rint(real), limits.min, limits.max)
+
+
+def test_a_factor_per_channel_multiplies_integers() -> None:
+    pool = AveragePool(name="p", inputs=("c",), kernel=(8, 8), stride=(8, 8))
+    gate = Activation(name="s", inputs=("p",), function="hard_sigmoid", alpha=1 / 6)
+    product = Product(name="m", inputs=("c", "s"))
+    graph, _ = quantized(IMAGE, conv2d("c", "x", 3, 5), pool, gate, product, conv2d("y", "m", 5, 2))
+    assert kinds(graph) == "Input Conv2d AveragePool Activation Product Conv2d Dequantize"
+    made = of(graph, "m").requantization
+    scales = [graph.types[name].scale for name in ("c", "s", "m")]
+    assert made.multiplier[0] / 2.0 ** made.shift[0] == pytest.approx(scales[0] * scales[1] / scales[2], rel=2**-15)
+    assert [graph.types[name].dtype for name in ("c", "s", "m")] == ["int8", "uint8", "int8"]
+
+
+def test_an_activation_of_unsigned_integers_and_a_relu_after_one_are_unsigned() -> None:
+    silu = Activation(name="a", inputs=("r",), function="silu")
+    graph, _ = quantized(IMAGE, conv2d("c", "x", 3, 5), relu("r", "c"), silu, conv2d("y", "a", 5, 2))
+    assert (graph.types["c"].dtype, graph.types["a"].dtype) == ("uint8", "uint8")
+    swish = Activation(name="a", inputs=("c",), function="hard_swish")
+    graph, _ = quantized(IMAGE, conv2d("c", "x", 3, 5), swish, relu("r", "a"), conv2d("y", "r", 5, 2))
+    assert kinds(graph) == "Input Conv2d Activation Conv2d Dequantize"
+    assert of(graph, "a").table.dtype == np.uint8
+
+
+def test_an_activation_at_the_end_is_exact() -> None:
+    sigmoid = Activation(name="s", inputs=("l",), function="sigmoid")
+    graph, _ = quantized(VECTOR, linear("l", "x", 16, 4), sigmoid)
+    assert kinds(graph) == "Input Linear Dequantize Activation"
+    graph, _ = quantized(VECTOR, linear("l", "x", 16, 4), sigmoid, integer_output=True)
+    assert kinds(graph) == "Input Linear Activation"
+
+
+def test_a_table_says_how_active_its_result_is() -> None:
+    table = np.arange(256, dtype=np.uint8)
+    table[128:] = 0
+    node = Activation(name="a", inputs=("x",), function="silu", table=table, scale=1.0)
+    graph = Graph((Input(name="x", inputs=(), shape=(4,), dtype="int8", scale=1.0), node))
+    assert expected_activity(graph)["a"] == 127 / 256
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -511,7 +570,7 @@ def refuse(message: str, graph: Graph, samples: Any) -> None:
 def test_samples_in_the_order_of_the_source_are_refused_with_a_way_out() -> None:
     image = Input(name="x", inputs=(), shape=(6, 5, 4))
     graph = Graph((image, relu("r", "x")), "NCHW")
-    refuse(r"NHWC.*got shape \(2, 4, 6, 5\); .*transpose\(0, 2, 3, 1\)", graph, normal(2, 4, 6, 5))
+    refuse(r"NHWC.*got shape \(2, 4, 6, 5\); .*give graph\.from_caller\(samples\)", graph, normal(2, 4, 6, 5))
     refuse(r"got shape \(2, 5, 6, 4\)$", graph, normal(2, 5, 6, 4))
 
 

@@ -19,8 +19,10 @@ from hypothesis.extra import numpy as hnp
 
 from csengine import reference
 from csengine.graph import (
+    FUNCTIONS,
     KWTA,
     OPERATION_NAMES,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -37,6 +39,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Relu,
     Requantization,
     Reshape,
@@ -80,6 +83,20 @@ def torch_run(graph: Graph, x: np.ndarray, dtype: Any = torch.float64) -> np.nda
     return np.asarray(tensors[graph.output.name].numpy())
 
 
+def torch_activation(node: Activation, x: Any) -> Any:
+    functional, alpha = torch.nn.functional, node.alpha
+    functions = {
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "silu": lambda x: functional.silu(alpha * x) / alpha,
+        "hard_sigmoid": lambda x: functional.hardsigmoid(6 * alpha * x),
+        "hard_swish": functional.hardswish,
+        "elu": lambda x: functional.elu(x, alpha),
+        "leaky_relu": lambda x: functional.leaky_relu(x, alpha),
+    }
+    return functions[node.function](x)
+
+
 def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
     functional = torch.nn.functional
     x = operands[0]
@@ -111,8 +128,12 @@ def torch_apply(node: Node, operands: list[Any], dtype: Any) -> Any:
             return functional.relu(x)
         case Clip():
             return x if node.minimum == node.maximum is None else torch.clamp(x, node.minimum, node.maximum)
+        case Activation():
+            return torch_activation(node, x)
         case Add():
             return operands[0] + operands[1]
+        case Product():
+            return operands[0] * operands[1]
         case Concat():
             return torch.cat(operands, dim=-1)
         case Reshape():
@@ -496,6 +517,47 @@ def test_samples_of_a_batch_do_not_touch_each_other(integer: bool) -> None:
         together = reference.run(graph, x)
         alone = np.concatenate([reference.run(graph, x[i : i + 1]) for i in range(4)])
         np.testing.assert_allclose(together, alone, rtol=1e-5 * (not integer), atol=1e-5 * (not integer))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_activations_of_float32(function: Any) -> None:
+    """Also where a part of the function leaves the numbers; a result of float64, rounded once."""
+    x = np.concatenate([np.linspace(-30, 30, 4001), [-1e30, -800, 800, 1e30, 0.0]]).astype(np.float32)[None]
+    alphas = (0.01, 1 / 6, 1.0, 1.702) if FUNCTIONS[function] else (1.0,)
+    for alpha in alphas:
+        node = Activation(name="y", inputs=("x",), function=function, alpha=alpha)
+        graph = Graph((Input(name="x", inputs=(), shape=(x.size,)), node))
+        got = reference.run(graph, x)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, torch_run(graph, x).astype(np.float32), rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("to", ["uint8", "int8"])
+def test_activations_of_integers_are_a_table(dtype: Any, to: Any) -> None:
+    table = np.random.default_rng(0).integers(0, 256, 256).astype(np.uint8).view(to)
+    node = Activation(name="y", inputs=("x",), function="silu", table=table, scale=0.5)
+    source = Input(name="x", inputs=(), shape=(256,), dtype=dtype, scale=1.0)
+    lowest, highest = RANGES[dtype]
+    x = np.arange(lowest, highest + 1).astype(dtype)[None]
+    got = reference.run(Graph((source, node)), x)
+    assert got.dtype == to
+    assert got[0].tolist() == [int(table[value % 256]) for value in range(lowest, highest + 1)]
+
+
+@pytest.mark.parametrize("types", list(itertools.product(RANGES, repeat=3)))
+def test_products_of_integers_are_exact(types: tuple[Any, Any, Any]) -> None:
+    """An image by one position; half up, by rational arithmetic."""
+    rng, (a, b, to) = np.random.default_rng(0), types
+    sources = [rng.integers(*RANGES[dtype], (2, 3, 2, 4), endpoint=True).astype(dtype) for dtype in (a, b)]
+    sources[1] = sources[1][:, :1, :1]
+    for multiplier, shift in ((40000, 24), (2**15, 16), (65535, 30)):
+        node = Product(name="y", inputs=("a", "b"), requantization=requantization(multiplier, shift, to))
+        got = reference.apply(node, sources)
+        products = sources[0].astype(int) * sources[1].astype(int)
+        wanted = [exact_requantize(int(value), multiplier, shift, to) for value in products.ravel()]
+        assert got.dtype == to
+        assert got.ravel().tolist() == wanted
 
 
 # --- the generator of networks ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ std::unique_ptr<Step> linear_sparse_dense(const LayerSpec&);
 std::unique_ptr<Step> linear_sparse_sparse(const LayerSpec&);
 std::unique_ptr<Step> linear_masks(const LayerSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
+std::unique_ptr<Step> lookup(const LookupSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
 std::unique_ptr<Step> concat(const ConcatSpec&);
 std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec&);

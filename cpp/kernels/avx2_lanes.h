@@ -147,18 +147,23 @@ struct Pairs {
         }
     }
 
-    // Four times eight results of 8 bits, at four positions or, of two vectors of kernels each, at two.
+    // Four times eight results of 8 bits: at four positions, of two vectors of kernels each at two, or of four at one.
     template <int VECTORS>
     CS_AVX2 static void write_four(std::byte* to, int64_t pixel_bytes, const Vector* sum_s32x8, const float* scale,
                                    DType out) {
-        const float* scale_b = scale + (VECTORS - 1) * kLanes;
-        const __m256i ab_s16x16 =
-            _mm256_packs_epi32(requantize8(load(sum_s32x8), scale), requantize8(load(sum_s32x8 + 1), scale_b));
-        const __m256i cd_s16x16 =
-            _mm256_packs_epi32(requantize8(load(sum_s32x8 + 2), scale), requantize8(load(sum_s32x8 + 3), scale_b));
+        Vector result_s32x8[4];
+        for (int v = 0; v < 4; ++v) {
+            result_s32x8[v] = requantize8(load(sum_s32x8 + v), scale + v % VECTORS * kLanes);
+        }
+        const __m256i ab_s16x16 = _mm256_packs_epi32(result_s32x8[0], result_s32x8[1]);
+        const __m256i cd_s16x16 = _mm256_packs_epi32(result_s32x8[2], result_s32x8[3]);
         const __m256i mixed_x8x32 = out == DType::u8 ? _mm256_packus_epi16(ab_s16x16, cd_s16x16)  //
                                                      : _mm256_packs_epi16(ab_s16x16, cd_s16x16);
         const __m256i bytes_x8x32 = _mm256_permutevar8x32_epi32(mixed_x8x32, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0));
+        if constexpr (VECTORS == 4) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes_x8x32);
+            return;
+        }
         const __m128i half_x8x16[2] = {_mm256_castsi256_si128(bytes_x8x32), _mm256_extracti128_si256(bytes_x8x32, 1)};
         for (const __m128i half : half_x8x16) {
             if constexpr (VECTORS == 2) {

@@ -91,16 +91,20 @@ struct Pairs {
         }
     }
 
-    // Four times sixteen results of 8 bits, at four positions.
+    // Four times sixteen results of 8 bits: at four positions, or of four vectors of kernels at one.
     template <int VECTORS>
     CS_AVX512 static void write_four(std::byte* to, int64_t pixel_bytes, const Vector* sum_s32x16, const float* scale,
                                      DType out) {
-        static_assert(VECTORS == 1);
-        const __m512 scale_f32x16 = _mm512_loadu_ps(scale);
-        const __m512i result_s32x16[4] = {
-            requantize16(load(sum_s32x16), scale_f32x16), requantize16(load(sum_s32x16 + 1), scale_f32x16),
-            requantize16(load(sum_s32x16 + 2), scale_f32x16), requantize16(load(sum_s32x16 + 3), scale_f32x16)};
+        static_assert(VECTORS == 1 || VECTORS == 4);
+        __m512i result_s32x16[4];
+        for (int v = 0; v < 4; ++v) {
+            result_s32x16[v] = requantize16(load(sum_s32x16 + v), _mm512_loadu_ps(scale + v % VECTORS * kLanes));
+        }
         const __m512i bytes_x8x64 = narrow64(result_s32x16, out == DType::u8);
+        if constexpr (VECTORS == 4) {
+            _mm512_storeu_si512(to, bytes_x8x64);
+            return;
+        }
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(bytes_x8x64));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to + pixel_bytes), _mm512_extracti32x4_epi32(bytes_x8x64, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * pixel_bytes), _mm512_extracti32x4_epi32(bytes_x8x64, 2));

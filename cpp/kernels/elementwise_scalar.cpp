@@ -92,6 +92,53 @@ class Add final : public Step {
     AddSpec spec_;
 };
 
+template <class A, class B, class Out>
+class Product final : public Step {
+  public:
+    explicit Product(const ProductSpec& spec) : spec_(spec) {}
+
+    void run(const Call& call) const noexcept override {
+        const int channels = spec_.output.channels;
+        const int step = spec_.second.positions() == 1 ? 0 : channels;
+        for (int64_t n = 0; n < call.samples; ++n) {
+            const A* a = sample<A>(call.inputs[0], spec_.first, n);
+            const B* b = sample<B>(call.inputs[1], spec_.second, n);
+            Out* out = sample<Out>(call.output, spec_.output, n);
+            for (int64_t p = 0; p < spec_.output.positions(); ++p, a += channels, b += step, out += channels) {
+                for (int c = 0; c < channels; ++c) out[c] = multiplied(a[c], b[c]);
+            }
+        }
+    }
+
+  private:
+    Out multiplied(A a, B b) const {
+        if constexpr (std::is_floating_point_v<A>) {
+            return a * b;
+        } else {
+            const Requantization& q = spec_.requantization;
+            return requantize<Out>(int64_t{a} * b, q.multiplier[0], q.shift[0]);
+        }
+    }
+
+    ProductSpec spec_;
+};
+
+// The step of an operation on two tensors, for their types and that of the result.
+template <template <class, class, class> class Operation, class Spec>
+std::unique_ptr<Step> of_pairs(const Spec& spec) {
+    if (spec.output.dtype == DType::f32) return std::make_unique<Operation<float, float, float>>(spec);
+    const auto with_output = [&](auto a, auto b) -> std::unique_ptr<Step> {
+        using A = decltype(a);
+        using B = decltype(b);
+        if (spec.output.dtype == DType::u8) return std::make_unique<Operation<A, B, uint8_t>>(spec);
+        return std::make_unique<Operation<A, B, int8_t>>(spec);
+    };
+    const auto with_second = [&](auto a) {
+        return spec.second.dtype == DType::u8 ? with_output(a, uint8_t{}) : with_output(a, int8_t{});
+    };
+    return spec.first.dtype == DType::u8 ? with_second(uint8_t{}) : with_second(int8_t{});
+}
+
 class Concat final : public Step {
   public:
     explicit Concat(const ConcatSpec& spec) : spec_(spec) {}
@@ -169,6 +216,39 @@ std::unique_ptr<Step> clip(const ClipSpec& spec) {
     });
 }
 
+std::unique_ptr<Step> lookup(const LookupSpec& spec) {
+    return map<uint8_t, uint8_t>(spec.input, spec.output, [spec](const uint8_t* x, uint8_t* out) {
+        const uint8_t* table = spec.table.data();
+        for (int64_t i = 0; i < spec.input.size(); ++i) out[i] = table[x[i]];
+    });
+}
+
+std::unique_ptr<Step> activation(const ActivationSpec& spec) {
+    const auto by = [&](auto function) {
+        return map<float, float>(spec.tensor, spec.tensor,
+                                 [size = spec.tensor.size(), function](const float* x, float* out) {
+                                     for (int64_t i = 0; i < size; ++i)
+                                         out[i] = static_cast<float>(function(double{x[i]}));
+                                 });
+    };
+    switch (const double alpha = spec.alpha; spec.function) {
+        case Function::sigmoid:
+            return by([](double x) { return 1 / (1 + std::exp(-x)); });
+        case Function::tanh:
+            return by([](double x) { return std::tanh(x); });
+        case Function::silu:
+            return by([alpha](double x) { return x / (1 + std::exp(-alpha * x)); });
+        case Function::hard_sigmoid:
+            return by([alpha](double x) { return std::clamp(alpha * x + 0.5, 0.0, 1.0); });
+        case Function::hard_swish:
+            return by([](double x) { return x * std::clamp(x / 6 + 0.5, 0.0, 1.0); });
+        case Function::elu:
+            return by([alpha](double x) { return x > 0 ? x : alpha * std::expm1(x); });
+        default:
+            return by([alpha](double x) { return std::max(x, 0.0) + alpha * std::min(x, 0.0); });  // one of them is 0
+    }
+}
+
 std::unique_ptr<Step> affine(const AffineSpec& spec) {
     return map<float, float>(spec.tensor, spec.tensor, [spec](const float* x, float* out) {
         const int channels = spec.tensor.channels;
@@ -178,19 +258,9 @@ std::unique_ptr<Step> affine(const AffineSpec& spec) {
     });
 }
 
-std::unique_ptr<Step> add(const AddSpec& spec) {
-    if (spec.output.dtype == DType::f32) return std::make_unique<Add<float, float, float>>(spec);
-    const auto with_output = [&](auto a, auto b) -> std::unique_ptr<Step> {
-        using A = decltype(a);
-        using B = decltype(b);
-        if (spec.output.dtype == DType::u8) return std::make_unique<Add<A, B, uint8_t>>(spec);
-        return std::make_unique<Add<A, B, int8_t>>(spec);
-    };
-    const auto with_second = [&](auto a) {
-        return spec.second.dtype == DType::u8 ? with_output(a, uint8_t{}) : with_output(a, int8_t{});
-    };
-    return spec.first.dtype == DType::u8 ? with_second(uint8_t{}) : with_second(int8_t{});
-}
+std::unique_ptr<Step> add(const AddSpec& spec) { return of_pairs<Add>(spec); }
+
+std::unique_ptr<Step> product(const ProductSpec& spec) { return of_pairs<Product>(spec); }
 
 std::unique_ptr<Step> concat(const ConcatSpec& spec) { return std::make_unique<Concat>(spec); }
 

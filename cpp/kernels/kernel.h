@@ -101,6 +101,20 @@ struct ClipSpec {
     float low, high;  // infinite for no bound
 };
 
+// table[x], the index the byte of an 8-bit integer.
+struct LookupSpec {
+    Tensor input, output;
+    std::vector<uint8_t> table;  // 256 bytes, of the output's type
+};
+
+enum class Function : uint8_t { sigmoid, tanh, silu, hard_sigmoid, hard_swish, elu, leaky_relu };
+
+struct ActivationSpec {
+    Tensor tensor;  // float32
+    Function function;
+    double alpha;
+};
+
 struct AffineSpec {
     Tensor tensor;
     std::vector<float> scale, shift;
@@ -118,6 +132,12 @@ struct PoolSpec {
 struct AddSpec {
     Tensor first, second, output;
     Requantization requantization;  // two multipliers, one shift
+};
+
+// first * second, of which the second may have one position only.
+struct ProductSpec {
+    Tensor first, second, output;
+    Requantization requantization;  // one pair
 };
 
 struct ConcatSpec {

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -147,34 +148,73 @@ struct TwinEntry {
     }
 };
 
-// A packed matrix by rows.
+// A packed matrix by rows, of each the entries that a kernel owns: in groups that fill a line.
 template <class E>
 class LinearPacked final : public Linear<typename E::Numbers> {
   public:
     LinearPacked(const LayerSpec& s, bool select)
-        : Linear<typename E::Numbers>(s, select, E::kUnits, s.packed->row_blocks),
-          parts_(s.packed->v / E::kKernels),
-          entries_(static_cast<int>(round_up(s.packed->sets * parts_, kGroup))),
-          weight_(int64_t{s.packed->row_blocks} * entries_ * E::kWeights),
-          target_(int64_t{s.packed->row_blocks} * entries_, this->padded()) {
+        : Linear<typename E::Numbers>(s, select, E::kUnits, s.packed->row_blocks), parts_(s.packed->v / E::kKernels) {
+        std::vector<int> groups;  // of every row
         for (int row = 0; row < s.packed->row_blocks; ++row) {
-            for (int e = 0; e < s.packed->sets * parts_; ++e) lay_out(s, row, e);
+            int entries = 0;
+            for (int e = 0; e < s.packed->sets * parts_; ++e) entries += first_kernel(s, row, e) >= 0;
+            groups.push_back((entries + kGroup - 1) / kGroup);
         }
+        usual_ = choose_usual(groups);
+        begin_.push_back(0);
+        for (const int count : groups) begin_.push_back(begin_.back() + std::max(count, usual_));
+        weight_.resize(int64_t{begin_.back()} * kGroup * E::kWeights);
+        target_.resize(int64_t{begin_.back()} * kGroup);
+        for (int row = 0; row < s.packed->row_blocks; ++row) lay_out(s, row);
     }
+
+    // Whether places of sums can be told in 16 bits.
+    static bool reaches(const LayerSpec& s) { return s.kernels <= 65535 * kLanes - kSpare; }
 
   private:
     using Source = typename E::Numbers::Source;
     static constexpr int kGroup = std::max(1, 64 / static_cast<int>(E::kWeights * sizeof(Source)));  // entries at once
+    static_assert(kGroup * E::kKernels <= kSpare);
 
-    void lay_out(const LayerSpec& s, int row, int e) {
+    // How many groups rows are filled up to, so that loops over them end where they usually do: a longer row costs a
+    // misprediction, which takes about as long as three groups.
+    static int choose_usual(const std::vector<int>& groups) {
+        int usual = 0;
+        int64_t least = std::numeric_limits<int64_t>::max();
+        for (int candidate = *std::max_element(groups.begin(), groups.end()); candidate >= 0; --candidate) {
+            int64_t cost = 0;
+            for (const int count : groups) cost += count > candidate ? count + 3 : candidate;
+            if (cost >= least) continue;
+            least = cost;
+            usual = candidate;
+        }
+        return usual;
+    }
+
+    // Of entry e, of part e % parts_ of a set; -1 if it is nobody's.
+    int first_kernel(const LayerSpec& s, int row, int e) const {
+        const int owner = s.packed->owner[int64_t{row} * s.packed->sets + e / parts_];
+        const int first = owner * s.packed->v + e % parts_ * E::kKernels;
+        return owner < 0 || first >= s.kernels ? -1 : first;
+    }
+
+    void lay_out(const LayerSpec& s, int row) {
         const PackedWeight& p = *s.packed;
-        const int64_t index = int64_t{row} * p.sets + e / parts_, entry = int64_t{row} * entries_ + e;
-        const int first = p.owner[index] * p.v + e % parts_ * E::kKernels;
-        if (p.owner[index] < 0 || first >= s.kernels) return;  // nobody's weights: zero, to the spare block
-        target_[entry] = first;
-        const auto* from = static_cast<const Source*>(p.weights) + (index * p.v + e % parts_ * E::kKernels) * p.u;
-        for (int w = 0; w < E::kKernels * p.u; ++w) {
-            weight_[entry * E::kWeights + E::place(w / p.u, w % p.u)] = from[w];
+        int64_t entry = int64_t{begin_[row]} * kGroup;
+        for (int e = 0; e < p.sets * parts_; ++e) {
+            const int first = first_kernel(s, row, e);
+            if (first < 0) continue;
+            const int64_t block = int64_t{row} * p.sets * parts_ + e;
+            const auto* from = static_cast<const Source*>(p.weights) + block * E::kKernels * p.u;
+            for (int w = 0; w < E::kKernels * p.u; ++w) {
+                weight_[entry * E::kWeights + E::place(w / p.u, w % p.u)] = from[w];
+            }
+            target_[entry++] = static_cast<uint16_t>(first / kLanes);
+        }
+        // Zeros fill up the last group. Each adds to spare sums of its own: none has to wait for another.
+        for (; entry < int64_t{begin_[row + 1]} * kGroup; ++entry) {
+            const int first = this->padded() + static_cast<int>(entry % kGroup) * E::kKernels;
+            target_[entry] = static_cast<uint16_t>(first / kLanes);
         }
     }
 
@@ -188,25 +228,42 @@ class LinearPacked final : public Linear<typename E::Numbers> {
     }
 
     CS_TIER void multiply_route_sum(const typename E::Input& input, int row, int ahead, int32_t* sums) const {
-        const int entries = entries_;
-        const Source* weight = weight_.data() + int64_t{row} * entries * E::kWeights;
-        const Source* next = weight_.data() + int64_t{ahead} * entries * E::kWeights;
-        const int32_t* target = target_.data() + int64_t{row} * entries;
-        _mm_prefetch(reinterpret_cast<const char*>(target_.data() + int64_t{ahead} * entries), _MM_HINT_T0);
-        for (int t = 0; t < entries; t += kGroup, weight += kGroup * E::kWeights, next += kGroup * E::kWeights) {
-            CS_UNROLL for (size_t line = 0; line < kGroup * E::kWeights * sizeof(Source); line += 64) {
-                _mm_prefetch(reinterpret_cast<const char*>(next) + line, _MM_HINT_T0);
+        const int64_t first = begin_[row], next = begin_[ahead];
+        const int rest = begin_[row + 1] - begin_[row] - usual_;
+        _mm_prefetch(reinterpret_cast<const char*>(target_.data() + next * kGroup), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(target_.data() + next * kGroup) + 64, _MM_HINT_T0);
+        multiply_groups(input, first, usual_, next - first, sums);
+        if (rest != 0) multiply_groups(input, first + usual_, rest, next - first, sums);
+    }
+
+    // count groups from the first; those at a distance are prefetched.
+    CS_TIER void multiply_groups(const typename E::Input& input, int64_t first, int count, int64_t distance,
+                                 int32_t* sums) const {
+        constexpr int64_t kWeights = kGroup * E::kWeights;
+        constexpr int kAtOnce = std::min(kGroup, 4);  // targets read at once: loads are scarce
+        const uint16_t* target = target_.data() + first * kGroup;
+        const Source* weight = weight_.data() + first * kWeights;
+        const Source* end = weight + count * kWeights;
+        for (; weight != end; weight += kWeights, target += kGroup) {
+            CS_UNROLL for (size_t line = 0; line < kWeights * sizeof(Source); line += 64) {
+                _mm_prefetch(reinterpret_cast<const char*>(weight + distance * kWeights) + line, _MM_HINT_T0);
             }
-            CS_UNROLL for (int i = 0; i < kGroup; ++i) {
-                E::multiply_sum(weight + i * E::kWeights, input, sums + target[t + i]);
+            CS_UNROLL for (int i = 0; i < kGroup; i += kAtOnce) {
+                uint64_t targets = 0;
+                std::memcpy(&targets, target + i, sizeof(uint16_t) * kAtOnce);
+                CS_UNROLL for (int k = 0; k < kAtOnce; ++k) {
+                    const int64_t place = static_cast<uint16_t>(targets >> 16 * k);
+                    E::multiply_sum(weight + (i + k) * E::kWeights, input, sums + place * kLanes);
+                }
             }
         }
     }
 
     int parts_;                     // entries of a row block and set
-    int entries_;                   // of a row block, to whole groups
-    AlignedVector<Source> weight_;  // [row_blocks, entries, kWeights]
-    std::vector<int32_t> target_;   // [row_blocks, entries]: first of kKernels sums
+    int usual_;                     // groups of a row, of most
+    std::vector<int32_t> begin_;    // [row_blocks + 1], in groups
+    AlignedVector<Source> weight_;  // [groups, kGroup, kWeights]
+    std::vector<uint16_t> target_;  // [groups, kGroup]: first of kKernels sums, by kLanes
 };
 
 // A packed matrix of single weights, by rows. Target: of an index of a sum. Four or two are read at once: loads are
@@ -280,6 +337,7 @@ std::unique_ptr<Step> make_linear_dense(const LayerSpec& s, bool select) {
 // Packed rows whose kernels fill one vector, or two.
 template <class One, class Two>
 std::unique_ptr<Step> make_packed_rows(const LayerSpec& s, bool select) {
+    if (!LinearPacked<One>::reaches(s)) return nullptr;
     if (s.packed->v % (2 * kLanes) == 0) return std::make_unique<LinearPacked<Two>>(s, select);
     return s.packed->v % kLanes == 0 ? std::make_unique<LinearPacked<One>>(s, select) : nullptr;
 }

@@ -13,7 +13,7 @@
 namespace cs {
 namespace {
 
-constexpr int kSpare = 2 * kLanes;  // sums after the last: of entries that nobody owns, of kernels beyond the last
+constexpr int kSpare = 64;  // sums after the last: of entries that nobody owns, of kernels beyond the last
 
 #define CS_UNROLL _Pragma("GCC unroll 32")
 
@@ -117,7 +117,15 @@ class Linear : public Step {
 
     CS_TIER void write_out(const int32_t* sums, std::byte* out) const {
         const auto element = static_cast<int64_t>(element_bytes(output_.dtype));
-        for (int o = 0; o < kernels_; o += kLanes) {
+        int o = 0;
+        if constexpr (P::kInputs == 2 || std::is_same_v<P, Ones>) {
+            const bool is_narrow = element == 1 && in_float_;
+            for (; is_narrow && o + 4 * kLanes <= kernels_; o += 4 * kLanes) {
+                const auto* four = reinterpret_cast<const typename P::Vector*>(sums + o);
+                P::template write_four<4>(out + o, 0, four, scale_.data() + o, output_.dtype);
+            }
+        }
+        for (; o < kernels_; o += kLanes) {
             const float* scale = scale_.empty() ? nullptr : scale_.data() + o;
             P::write(out + o * element, std::min(kLanes, kernels_ - o), P::load(sums + o), scale, output_.dtype,
                      in_float_);

@@ -95,6 +95,21 @@ const std::vector<Kernel<ClipSpec>>& kernels() {
 }
 
 template <>
+const std::vector<Kernel<LookupSpec>>& kernels() {
+    static const std::vector<Kernel<LookupSpec>> table = {
+        {"lookup", Tier::scalar, Mode::none, scalar::lookup},
+        CS_X86({"lookup_vector", Tier::avx2, Mode::none, avx2::lookup})};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<ActivationSpec>>& kernels() {
+    static const std::vector<Kernel<ActivationSpec>> table = {
+        {"activation", Tier::scalar, Mode::none, scalar::activation}};
+    return table;
+}
+
+template <>
 const std::vector<Kernel<AffineSpec>>& kernels() {
     static const std::vector<Kernel<AffineSpec>> table = {
         {"affine", Tier::scalar, Mode::none, scalar::affine},
@@ -116,6 +131,12 @@ const std::vector<Kernel<AddSpec>>& kernels() {
     static const std::vector<Kernel<AddSpec>> table = {{"add", Tier::scalar, Mode::none, scalar::add},
                                                        CS_X86({"add_vector", Tier::avx2, Mode::none, avx2::add},
                                                               {"add_vector", Tier::avx512, Mode::none, avx512::add})};
+    return table;
+}
+
+template <>
+const std::vector<Kernel<ProductSpec>>& kernels() {
+    static const std::vector<Kernel<ProductSpec>> table = {{"product", Tier::scalar, Mode::none, scalar::product}};
     return table;
 }
 

@@ -36,8 +36,8 @@ class KernelChoice:
     """The kernel that runs a node: its name, its tier (instruction set, "numpy", "numba" or "xrt") and its mode.
 
     mode: "dense", "sparse-dense" or "sparse-sparse" for a layer with weights, otherwise "". measured: every kernel that
-    was tried, the chosen one first, then the fastest; empty where nothing was measured. cycles: clock cycles per sample in
-    the last run, where the hardware counts them.
+    was tried, the chosen one first, then the fastest; empty where nothing was measured. cycles: clock cycles per
+    sample in the last run, where the hardware counts them.
     """
 
     kernel: str

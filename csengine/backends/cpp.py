@@ -14,6 +14,7 @@ from csengine.backends import KernelChoice, KernelTiming, Mode, require_finite
 from csengine.errors import BackendUnavailableError
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -30,6 +31,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -214,6 +216,10 @@ class _Lowering:
                 builder.relu(node.name, *inputs, output)
             case Clip():
                 builder.clip(node.name, *inputs, output, *_bounds(node))
+            case Activation() if node.table is not None:
+                builder.lookup(node.name, *inputs, output, node.table.view(np.uint8))
+            case Activation():
+                builder.activation(node.name, *inputs, output, node.function, node.alpha)
             case Affine():
                 builder.affine(node.name, *inputs, output, node.scale, node.shift)
             case MaxPool():
@@ -223,6 +229,8 @@ class _Lowering:
                 builder.pool(node.name, *inputs, output, _window(node), True, node.count_padding, scaling)
             case Add():
                 builder.add(node.name, *inputs, output, _pair(node.requantization))
+            case Product():
+                builder.product(node.name, *inputs, output, _pair(node.requantization))
             case Concat():
                 builder.concat(node.name, list(inputs), output, _pair(node.requantization))
             case Dequantize():

@@ -34,8 +34,10 @@ from csengine.backends import numba_kernels as kernels
 from csengine.backends.numba_kernels import BLOCK, PANEL, Kernel
 from csengine.errors import BackendUnavailableError, ShapeError
 from csengine.graph import (
+    FUNCTIONS,
     KWTA,
     MAGNITUDE,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -51,6 +53,7 @@ from csengine.graph import (
     MatMul,
     MaxPool,
     Node,
+    Product,
     Quantize,
     Relu,
     Requantization,
@@ -627,10 +630,12 @@ _KERNEL_NAMES: Mapping[type[Node], str] = {
     KWTA: "kwta",
     Relu: "relu",
     Clip: "clip",
+    Activation: "activation",
     Affine: "affine",
     MaxPool: "pool",
     AveragePool: "pool",
     Add: "add",
+    Product: "product",
     Concat: "concat",
     Dequantize: "dequantize",
     Quantize: "quantize",
@@ -667,6 +672,12 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             return [(kernels.relu, (x.reshape(-1), out.reshape(-1)))]
         case Clip():
             return [(kernels.clip, (x.reshape(-1), *_bounds(node, x.dtype), out.reshape(-1)))]
+        case Activation() if node.table is not None:
+            bytes_of = x.reshape(-1).view(np.uint8)
+            return [(kernels.lookup, (bytes_of, _aligned(node.table), out.reshape(-1)))]
+        case Activation():
+            function = list(FUNCTIONS).index(node.function)
+            return [(kernels.activation, (x.reshape(-1), function, node.alpha, out.reshape(-1)))]
         case Affine():
             scale, shift = _aligned(node.scale), _aligned(node.shift)
             return [(kernels.affine, (_places(x), scale, shift, _places(out)))]
@@ -679,6 +690,10 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
         case Add():
             ratios = None if node.requantization is None else tuple(_ratios(node.requantization, 2))
             return [(kernels.add, (x.reshape(-1), inputs[1].reshape(-1), ratios, out.reshape(-1)))]
+        case Product():
+            (ratio,) = _ratios(node.requantization, 1)
+            a, b, result = (item.reshape(len(item), -1, item.shape[-1]) for item in (*inputs, out))
+            return [(kernels.product, (a, b, ratio, result))]
         case Concat():
             ends = np.cumsum([source.shape[-1] for source in inputs]).tolist()
             parts = zip(inputs, _ratios(node.requantization, len(inputs)), [0, *ends], strict=False)

@@ -801,6 +801,35 @@ def clip(x: Array, low: Any, high: Any, out: Array) -> None:
 
 
 @Kernel
+def lookup(x: Array, table: Array, out: Array) -> None:
+    """`table[x]` of bytes `[n]`."""
+    for i in prange(x.size):
+        out[i] = table[x[i]]
+
+
+@Kernel
+def activation(x: Array, function: int, alpha: float, out: Array) -> None:
+    """A function of float32 `[n]`, in double; by its place in `graph.FUNCTIONS`."""
+    for i in prange(x.size):
+        value = np.float64(x[i])
+        if function == 0:  # silu
+            result = value / (1.0 + math.exp(-alpha * value))
+        elif function == 1:  # hard_sigmoid
+            result = min(max(alpha * value + 0.5, 0.0), 1.0)
+        elif function == 2:  # elu
+            result = value if value > 0.0 else alpha * math.expm1(value)
+        elif function == 3:  # leaky_relu
+            result = value if value > 0.0 else alpha * value
+        elif function == 4:  # sigmoid
+            result = 1.0 / (1.0 + math.exp(-value))
+        elif function == 5:  # tanh
+            result = math.tanh(value)
+        else:  # hard_swish
+            result = value * min(max(value / 6.0 + 0.5, 0.0), 1.0)
+        out[i] = np.float32(result)
+
+
+@Kernel
 def affine(x: Array, scale: Array, shift: Array, out: Array) -> None:
     """`x * scale + shift` per channel, float32 `[places, C]`."""
     for place in prange(x.shape[0]):
@@ -816,6 +845,21 @@ def add(a: Array, b: Array, ratios: Any, out: Array) -> None:
             out[i] = a[i] + b[i]
         else:
             out[i] = _requantize(a[i] * ratios[0] + b[i] * ratios[1], 1.0, _limits(out))
+
+
+@Kernel
+def product(a: Array, b: Array, ratio: float | None, out: Array) -> None:
+    """`a * b` of `[B, positions, C]`, of which b may have one position; ratio, M / 2**s, may be None."""
+    positions = a.shape[1]
+    for place in prange(a.shape[0] * positions):
+        sample, position = place // positions, place % positions
+        gate = position if b.shape[1] > 1 else 0
+        for channel in range(a.shape[2]):
+            if ratio is None:
+                out[sample, position, channel] = a[sample, position, channel] * b[sample, gate, channel]
+            else:
+                exact = np.int32(a[sample, position, channel]) * np.int32(b[sample, gate, channel])
+                out[sample, position, channel] = _requantize(exact, ratio, _limits(out))
 
 
 @Kernel

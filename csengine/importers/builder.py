@@ -2,8 +2,9 @@
 
 A source tensor of one sample is a graph tensor and, for every element of that, its place in the source's flat order.
 Reshaping and transposing only change places; whoever needs the elements in an order of their own asks `arranged`.
-An image that is only padded waits as `Padded` for the window that reads it. A sequence (positions, channels) is an
-image of height 1; what is done to sequences only is in `sequences.py`.
+An image that is only padded waits as `Padded` for the window that reads it. Of two axes, a sequence (positions,
+channels) and a signal (channels, positions) are images of height 1: the same to whoever does not ask for an order. What
+is done to sequences only is in `sequences.py`; convolutions and pools of one axis slide over signals.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ from numpy.typing import NDArray
 from csengine.errors import GraphError
 from csengine.graph import (
     KWTA,
+    MAX_ELEMENTS,
+    Activation,
     Add,
     Affine,
     AveragePool,
     Clip,
     Concat,
     Conv2d,
+    Function,
     Graph,
     Input,
     Linear,
     MaxPool,
     Node,
     Packing,
+    Product,
     Relu,
     Reshape,
     Scope,
@@ -68,7 +73,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """An image (C, H, W) that whoever reads it has to pad.
+    """An image (C, H, W) or signal (C, W) that whoever reads it has to pad.
 
     padding: (top, left, bottom, right); fill: the value there.
     """
@@ -78,6 +83,20 @@ class Padded:
     fill: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A factor per channel that is repeated over an image of this shape: only a product reads it."""
+
+    value: Value
+    shape: tuple[int, ...]
+
+    def factor_of(self, other: Any) -> Value:
+        """The factor itself, for a product with what it is repeated for. Raises UnsupportedError."""
+        if not isinstance(other, Value) or other.shape != self.shape:
+            raise UnsupportedError(f"repeats {self.value.shape} to {self.shape}; only products with such do so")
+        return self.value
+
+
 @lru_cache(maxsize=64)
 def standard_places(shape: tuple[int, ...]) -> Array:
     """Images (C, H, W) lie as (H, W, C), sequences (W, C) as (1, W, C); everything else as it is."""
@@ -85,6 +104,11 @@ def standard_places(shape: tuple[int, ...]) -> Array:
     if len(shape) == 2:
         return order.reshape(1, *shape)
     return order.reshape(shape).transpose(1, 2, 0) if len(shape) == 3 else order
+
+
+def image_places(shape: tuple[int, ...]) -> Array:
+    """Images (C, H, W) lie as (H, W, C), signals (C, W) as (1, W, C)."""
+    return standard_places((shape[0], 1, shape[1]) if len(shape) == 2 else shape)
 
 
 class Builder:
@@ -112,7 +136,7 @@ class Builder:
         return unique
 
     def input(self, name: str, shape: tuple[int, ...]) -> Value:
-        """The network's input: (C, H, W), (H, W, C), (W, C) or (features,), as the layout says."""
+        """The network's input: (C, H, W), (H, W, C), (W, C), (C, W) or (features,), as the layout says."""
         if not 1 <= len(shape) <= 3:
             raise UnsupportedError(
                 f"the input has {len(shape)} axes after the batch", "give it 1 to 3, those of one sample"
@@ -120,6 +144,8 @@ class Builder:
         places = standard_places(shape)
         if self.layout == "NHWC" and len(shape) == 3:
             places = np.arange(prod(shape), dtype=np.int32).reshape(shape)
+        elif self.layout == "NCW":
+            places = image_places(shape)
         return Value(self.emit(Input, name, shape=places.shape), shape, places)
 
     def finish(self, value: Value) -> tuple[Graph, Value]:
@@ -129,6 +155,8 @@ class Builder:
         wanted: Array = np.arange(prod(value.shape), dtype=np.int32)
         if self.layout == "NHWC" and len(value.shape) == 3:
             wanted = wanted.reshape(value.shape)
+        elif self.layout == "NCW" and len(value.shape) == 2:
+            wanted = image_places(value.shape)
         elif len(value.shape) == 3 or self.layout == "NWC":
             wanted = standard_places(value.shape)
         result = self.arranged(value, wanted, "result")
@@ -187,11 +215,10 @@ class Builder:
         return replace(value, name=turned, places=target.reshape(self.types[turned].shape))
 
     def image(self, value: Value, name: str) -> Value:
-        """The value as an image (C, H, W)."""
-        if len(value.shape) != 3 or value.is_whole:
-            remedy = "give the signal a height of 1 (Unsqueeze)" if len(value.shape) == 2 else ""
-            raise UnsupportedError(f"reads shape {value.shape}; only images (C, H, W) are supported", remedy)
-        return self.arranged(value, standard_places(value.shape), name)
+        """The value as an image (C, H, W), which has a height of 1 if it is a signal (C, W)."""
+        if len(value.shape) not in (2, 3) or value.is_whole:
+            raise UnsupportedError(f"reads shape {value.shape}; expected an image (C, H, W) or a signal (C, W)")
+        return self.arranged(value, image_places(value.shape), name)
 
     def vector(self, value: Value, name: str) -> Value:
         """The value as a vector, in whatever order; name: of the node that flattens it."""
@@ -245,6 +272,8 @@ class Builder:
 
     def affine(self, name: str, value: Value, scale: Array, shift: Array) -> Value:
         """`x * scale + shift` for constants that broadcast to a sample's shape."""
+        if np.allclose(scale, 1 / 6, rtol=1e-6) and not np.any(shift) and (source := self._six_shares_of(value.name)):
+            return self.activation(name, replace(value, name=source), "hard_sigmoid", 1 / 6)
         if len(value.shape) == 1 and np.size(scale) * np.size(shift) > 1:  # one of each per element
             value = self.vector(value, f"{name}.flat")
         full = [self._per_element(value, constant) for constant in (scale, shift)]
@@ -255,8 +284,37 @@ class Builder:
         made = self._shaped(f"{name}.shaped", self.emit(Affine, name, value.name, **attributes), shape)
         return replace(value, name=made, places=value.places.reshape(shape))
 
+    def activation(self, name: str, value: Value, function: Function, alpha: float = 1.0) -> Value:
+        """A function of every element."""
+        return self.elementwise(Activation, name, value, function=function, alpha=float(alpha))
+
+    def _six_shares_of(self, name: str) -> str | None:
+        """x, if a tensor is `clip(x + 3, 0, 6)`: a hard sigmoid, written out, before it is divided."""
+        clip = self._made(name)
+        if not isinstance(clip, Clip) or (clip.minimum, clip.maximum) != (0.0, 6.0):
+            return None
+        shifted = self._made(clip.inputs[0])
+        is_three = isinstance(shifted, Affine) and bool((shifted.scale == 1).all() and (shifted.shift == 3).all())
+        return shifted.inputs[0] if is_three else None
+
+    def _made(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def gated(self, name: str, a: Value, b: Value) -> Value | None:
+        """`x * sigmoid(x)` and `x * hard_sigmoid(x)` as one activation; None for other products."""
+        for x, gate in ((a, b), (b, a)):
+            made = self._made(gate.name)
+            if isinstance(made, Activation) and made.inputs == (x.name,) and np.array_equal(x.places, gate.places):
+                if made.function == "sigmoid":
+                    return self.activation(name, x, "silu")
+                if made.function == "hard_sigmoid" and np.isclose(made.alpha, 1 / 6, rtol=1e-6):
+                    return self.activation(name, x, "hard_swish")
+        return None
+
     def leaky_relu(self, name: str, value: Value, slope: Array) -> Value:
-        """`max(x, 0) + slope * min(x, 0)` as `slope * x + (1 - slope) * max(x, 0)`."""
+        """`max(x, 0) + slope * min(x, 0)`; of slopes that differ, as `slope * x + (1 - slope) * max(x, 0)`."""
+        if np.size(slope) == 1:
+            return self.activation(name, value, "leaky_relu", np.asarray(slope).item())
         none = np.zeros(())
         straight = self.affine(f"{name}.slope", value, slope, none)
         positive = self.elementwise(Relu, f"{name}.positive", value)
@@ -284,63 +342,74 @@ class Builder:
         source: Value | Padded,
         weight: Array,
         bias: Array | None,
-        stride: tuple[int, int],
-        padding: Padding,
+        stride: Sequence[int],
+        padding: Sequence[int],
         groups: int,
         packing: Packing | None = None,
     ) -> Value:
-        """Convolution; weight `[O, C / groups, kh, kw]`, padding (top, left, bottom, right)."""
+        """Convolution; weight `[O, C / groups, kh, kw]`, padding (top, left, bottom, right).
+
+        Over a signal weight `[O, C / groups, k]`, padding (left, right).
+        """
+        kernel, stride, padding = _window(source, weight.shape[2:], stride, padding)
         if isinstance(source, Padded) and source.fill == 0:
             padding, source = _sum(source.padding, padding), source.value
         image = self.image(self.padded(name, source), name)
-        matrix = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
+        matrix = weight.transpose(*range(2, weight.ndim), 1, 0).reshape(-1, len(weight))
         result = self.emit(
             Conv2d,
             name,
             image.name,
             weight=np.ascontiguousarray(matrix, np.float32),
             bias=None if bias is None else np.ascontiguousarray(bias, np.float32),
-            kernel=(weight.shape[2], weight.shape[3]),
+            kernel=kernel,
             stride=stride,
             padding=padding,
             groups=groups,
             packing=packing,
         )
-        return self._standard(result)
+        return self._standard(result, image)
 
-    def padded(self, name: str, source: Value | Padded) -> Value:
+    def padded(self, name: str, source: Value | Padded | Repeated) -> Value:
         """The padded image itself: a convolution with the identity pads with zeros."""
         if isinstance(source, Value):
             return source
+        if isinstance(source, Repeated):
+            return source.factor_of(None)
         if source.fill != 0:
             raise UnsupportedError(f"is padded with {source.fill}; only zeros are supported here")
-        one = np.ones((source.value.shape[0], 1, 1, 1))
-        return self.conv(f"{name}.padded", source.value, one, None, (1, 1), source.padding, len(one))
+        image, axes = source.value, len(source.value.shape) - 1
+        one = np.ones((image.shape[0], 1, *((1,) * axes)))
+        padding = source.padding if axes == 2 else source.padding[1::2]
+        return self.conv(f"{name}.padded", image, one, None, (1,) * axes, padding, len(one))
 
-    def _standard(self, name: str) -> Value:
+    def _standard(self, name: str, source: Value) -> Value:
+        """What a window gave: an image, or a signal as its source."""
         height, width, channels = self.types[name].shape
-        shape = (channels, height, width)
-        return Value(name, shape, standard_places(shape))
+        shape = (channels, height, width) if len(source.shape) == 3 else (channels, width)
+        return Value(name, shape, image_places(shape))
 
     def max_pool(
         self,
         name: str,
         source: Value | Padded,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        padding: Padding,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
         ceils: bool = False,
     ) -> Value:
         """Largest value of each window; what `padding` adds never wins. ceils: windows may reach beyond the end."""
+        kernel, stride, padding = _window(source, kernel, stride, padding)
         if isinstance(source, Padded) and (source.fill == -np.inf or self._is_never_negative(source)):
             source, padding = _joined(source, kernel, padding)
         image = self.image(self.padded(name, source), name)
         if ceils:
-            padding = _with_last_windows(image.shape[1:], kernel, stride, padding)
-        return self._standard(self.emit(MaxPool, name, image.name, kernel=kernel, stride=stride, padding=padding))
+            padding = _with_last_windows(self.types[image.name].shape, kernel, stride, padding)
+        result = self.emit(MaxPool, name, image.name, kernel=kernel, stride=stride, padding=padding)
+        return self._standard(result, image)
 
     def _is_never_negative(self, source: Padded) -> bool:
-        made = next(node for node in self.nodes if node.name == source.value.name)
+        made = self._made(source.value.name)
         is_clipped = isinstance(made, Clip) and made.minimum is not None and made.minimum >= 0
         return source.fill == 0 and (isinstance(made, Relu) or is_clipped)
 
@@ -348,24 +417,25 @@ class Builder:
         self,
         name: str,
         source: Value | Padded,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        padding: Padding,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
         counts: bool,
     ) -> Value:
         """Mean of each window. counts: whether `padding` counts as zeros, or not at all."""
+        kernel, stride, padding = _window(source, kernel, stride, padding)
         counts = counts or not any(padding)
         if isinstance(source, Padded) and source.fill == 0 and counts:
             source, padding = _joined(source, kernel, padding)
         image = self.image(self.padded(name, source), name)
         window = {"kernel": kernel, "stride": stride, "padding": padding, "count_padding": counts}
-        return self._standard(self.emit(AveragePool, name, image.name, **window))
+        return self._standard(self.emit(AveragePool, name, image.name, **window), image)
 
     def global_pool(self, kind: type[Node], name: str, value: Value) -> Value:
-        """The mean or maximum of every channel: `(C, 1, 1)`."""
+        """The mean or maximum of every channel: `(C, 1, 1)`, of a signal `(C, 1)`."""
         image = self.image(value, name)
-        size = image.shape[1:]
-        return self._standard(self.emit(kind, name, image.name, kernel=size, stride=size))
+        size = self.types[image.name].shape[:2]
+        return self._standard(self.emit(kind, name, image.name, kernel=size, stride=size), image)
 
     def linear(
         self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None = None
@@ -404,6 +474,23 @@ class Builder:
         if a.shape != b.shape:
             raise UnsupportedError(f"adds shapes {a.shape} and {b.shape}; only one shape is supported")
         return replace(a, name=self.emit(Add, name, a.name, self.arranged(b, a.places, name).name))
+
+    def multiply(self, name: str, a: Value, b: Value) -> Value:
+        """Element-wise product of tensors of one shape, or of an image or signal by one factor per channel."""
+        a, b = (a, b) if prod(a.shape) >= prod(b.shape) else (b, a)
+        if (gated := self.gated(name, a, b)) is not None:
+            return gated
+        if a.shape == b.shape:
+            return replace(a, name=self.emit(Product, name, a.name, self.arranged(b, a.places, name).name))
+        if a.is_whole or b.shape != (a.shape[0], *(1 for _ in a.shape[1:])):
+            raise UnsupportedError(
+                f"multiplies activations of shapes {a.shape} and {b.shape}; expected one shape, or a factor per channel"
+            )
+        image = self.image(a, name)
+        factors = self.arranged(
+            b, np.arange(len(b.places.ravel()), dtype=np.int32).reshape(1, 1, -1), f"{name}.factors"
+        )
+        return replace(image, name=self.emit(Product, name, image.name, factors.name))
 
     def concat(self, name: str, values: Sequence[Value], axis: int) -> Value:
         """Tensors joined along an axis of a sample."""
@@ -501,11 +588,29 @@ def sample_axis(axis: int, value: Value) -> int:
 
 
 def with_dilation(weight: Array, dilation: Sequence[int]) -> Array:
-    """Kernels `[O, C, kh, kw]` with zeros between their taps."""
-    (down, right), (height, width) = dilation, weight.shape[2:]
-    wide = np.zeros((*weight.shape[:2], (height - 1) * down + 1, (width - 1) * right + 1), weight.dtype)
-    wide[:, :, ::down, ::right] = weight
+    """Kernels `[O, C, kh, kw]` or `[O, C, k]` with zeros between their taps; packed, these cost nothing."""
+    extents = [(taps - 1) * step + 1 for taps, step in zip(weight.shape[2:], dilation, strict=True)]
+    if prod(extents) * prod(weight.shape[:2]) > MAX_ELEMENTS:
+        raise UnsupportedError(f"has a dilation of {tuple(dilation)}, which makes kernels of {extents} taps")
+    wide = np.zeros((*weight.shape[:2], *extents), weight.dtype)
+    taps = (slice(None), slice(None), *(slice(None, None, step) for step in dilation))
+    wide[taps] = weight
     return wide
+
+
+def _window(
+    source: Value | Padded, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int], Padding]:
+    """Kernel, stride and padding over an image; of a signal, which is one of height 1, they have one axis."""
+    shape = (source.value if isinstance(source, Padded) else source).shape
+    if len(kernel) not in (1, 2) or len(shape) != len(kernel) + 1:
+        raise UnsupportedError(
+            f"slides {len(kernel)}-D windows over shape {shape}; expected 2-D ones over an image (C, H, W), or "
+            "1-D ones over a signal (C, W)"
+        )
+    (down, right), (height, width) = (1, *stride)[-2:], (1, *kernel)[-2:]
+    top, left, bottom, after = padding if len(kernel) == 2 else (0, padding[0], 0, padding[1])
+    return (height, width), (down, right), (top, left, bottom, after)
 
 
 def _with_last_windows(
@@ -536,6 +641,7 @@ __all__ = [
     "GraphError",
     "Padded",
     "Padding",
+    "Repeated",
     "UnsupportedError",
     "Value",
     "sample_axis",

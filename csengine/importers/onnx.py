@@ -21,7 +21,15 @@ from onnx.reference import ReferenceEvaluator
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
 from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
-from csengine.importers.onnx_operations import FLOATS, OF_CONSTANTS, OPERATIONS, REMEDIES, Call, State
+from csengine.importers.onnx_operations import (
+    FLOATS,
+    OF_CHANNELS_FIRST,
+    OF_CONSTANTS,
+    OPERATIONS,
+    REMEDIES,
+    Call,
+    State,
+)
 from csengine.quantization import KnownScales
 
 Array = NDArray[Any]
@@ -90,7 +98,8 @@ class _Importer:
         self.source = sources[0]
         batch, shape = self._input_shape(input_shape)
         opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=1)
-        layout = "NWC" if len(shape) == 2 else "NHWC" if self._is_channels_last(shape) else "NCHW"
+        flat = "NCW" if self._is_signal(self.source.name) else "NWC"
+        layout = flat if len(shape) == 2 else "NHWC" if self._is_channels_last(shape) else "NCHW"
         self.state = State(Builder(layout, batch), opset, constants)
         try:
             self.state.known[self.source.name] = self.state.builder.input(self.source.name, shape)
@@ -116,6 +125,15 @@ class _Importer:
         readers = [node for node in self.graph.node if self.source.name in node.input]
         return len(shape) == 3 and all(
             node.op_type == "Transpose" and list(_attributes(node).get("perm", ())) == [0, 3, 1, 2] for node in readers
+        )
+
+    def _is_signal(self, name: str) -> bool:
+        """Whether all that reads a tensor has channels in front of positions."""
+        readers = [node for node in self.graph.node if name in node.input]
+        return bool(readers) and all(
+            node.op_type in OF_CHANNELS_FIRST
+            or (node.op_type in ("QuantizeLinear", "DequantizeLinear", "Pad") and self._is_signal(node.output[0]))
+            for node in readers
         )
 
     def run(self) -> Imported:

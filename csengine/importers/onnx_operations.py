@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, MaxPool, Relu
+from csengine.graph import AveragePool, Clip, Function, Gelu, LocalResponseNorm, MaxPool, Node, Relu
 from csengine.importers import onnx_winners as winners
 from csengine.importers import sequences
 from csengine.importers.builder import (
     Builder,
     Padded,
-    Padding,
+    Repeated,
     UnsupportedError,
     Value,
     sample_axis,
@@ -26,7 +26,7 @@ from csengine.importers.builder import (
 from csengine.quantization import KnownScale
 
 Array = NDArray[Any]
-Result: TypeAlias = "Value | Padded | Array | winners.Symbol | tuple[Value, ...]"
+Result: TypeAlias = "Value | Padded | Repeated | Array | winners.Symbol | tuple[Value, ...]"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -91,6 +91,8 @@ class Call:
             raise UnsupportedError("reads an error function, which is supported only as a part of GELU")
         if isinstance(value, winners.Symbol):
             raise UnsupportedError(f"reads {value.what}, which is supported only as a part of k-winners", winners.FORMS)
+        if isinstance(value, Repeated):
+            return value.factor_of(None)
         if not isinstance(value, (Value, Padded)):
             raise UnsupportedError(f"has a constant as operand {i}; expected an activation")
         return value
@@ -123,13 +125,10 @@ def require(condition: bool, message: str, remedy: str = "") -> None:
 
 def conv(call: Call) -> Result:
     x, weight, bias = call.image(0), call.constant(1), call.optional(2)
-    value = x.value if isinstance(x, Padded) else x
-    if len(value.shape) != 3 or weight.ndim != 4:
-        dimensions = weight.ndim - 2
-        remedy = "make the signal an image of height 1: Unsqueeze the input and the weights" if dimensions == 1 else ""
-        raise UnsupportedError(f"is a {dimensions}-D convolution; only 2-D ones are supported", remedy)
-    weight = with_dilation(weight, call.get("dilations", (1, 1)))
-    kernel, stride = weight.shape[2:], tuple(call.get("strides", (1, 1)))
+    axes = weight.ndim - 2
+    require(axes in (1, 2), f"is a {axes}-D convolution; only 1-D and 2-D ones are supported")
+    weight = with_dilation(weight, call.get("dilations", (1,) * axes))
+    kernel, stride = weight.shape[2:], tuple(call.get("strides", (1,) * axes))
     padding = _padding(call, x, kernel, stride)
     result = call.state.builder.conv(call.name, x, weight, bias, stride, padding, call.get("group", 1))
     return _remember_weight_scale(call, result, len(weight))
@@ -200,6 +199,21 @@ def leaky_relu(call: Call) -> Result:
     given = call.optional(1)
     slope = np.asarray(call.get("alpha", 0.01) if given is None else given, np.float64)
     return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
+
+
+def activation(function: Function, alpha: float = 1.0) -> Callable[[Call], Result]:
+    """A function of every element; alpha: where the node has none."""
+
+    def apply(call: Call) -> Result:
+        return call.state.builder.activation(call.name, call.tensor(0), function, call.get("alpha", alpha))
+
+    return apply
+
+
+def hard_sigmoid(call: Call) -> Result:
+    beta = call.get("beta", 0.5)
+    require(beta == 0.5, f"has beta {beta}; only 0.5 is supported")
+    return activation("hard_sigmoid", 0.2)(call)
 
 
 def erf(call: Call) -> NormalShare:
@@ -300,8 +314,12 @@ def multiply(call: Call) -> Any:
     if any(isinstance(operand, winners.Mask) for operand in (a, b)):
         mask, i = (a, 1) if isinstance(a, winners.Mask) else (b, 0)
         return winners.choose(call, mask, call.tensor(i))
+    if not any(isinstance(operand, np.ndarray) for operand in (a, b)):
+        factors = [x.factor_of(y) if isinstance(x, Repeated) else None for x, y in ((a, b), (b, a))]
+        return call.state.builder.multiply(
+            call.name, *(call.tensor(i) if x is None else x for i, x in enumerate(factors))
+        )
     constant, i = (a, 1) if isinstance(a, np.ndarray) else (b, 0)
-    require(isinstance(constant, np.ndarray), "multiplies two activations; only constants are supported")
     return _scale(call, call.tensor(i), constant)
 
 
@@ -350,27 +368,28 @@ def average_pool(call: Call) -> Result:
     return call.state.builder.average_pool(call.name, call.image(0), *_window(call), counts)
 
 
-def _window(call: Call) -> tuple[Any, Any, Padding]:
+def _window(call: Call) -> tuple[Any, Any, tuple[int, ...]]:
     """Kernel, stride and padding of a pool."""
-    kernel, x = tuple(call.get("kernel_shape")), call.image(0)
-    require(len(kernel) == 2, f"pools over {len(kernel)} axes; only images are supported")
-    stride = tuple(call.get("strides", (1, 1)))
-    return kernel, stride, _padding(call, x, kernel, stride)
+    kernel = tuple(call.get("kernel_shape"))
+    stride = tuple(call.get("strides", (1,) * len(kernel)))
+    return kernel, stride, _padding(call, call.image(0), kernel, stride)
 
 
-def _padding(call: Call, x: Value | Padded, kernel: Any, stride: Any) -> Padding:
-    """(top, left, bottom, right), from `pads` or `auto_pad`."""
+def _padding(call: Call, x: Value | Padded, kernel: Any, stride: Any) -> tuple[int, ...]:
+    """What `pads` or `auto_pad` adds before every axis, then after it."""
     mode = call.get("auto_pad", b"NOTSET").decode()
+    none = (0, 0) * len(kernel)
     if mode == "NOTSET":
-        top, left, bottom, right = call.get("pads", (0, 0, 0, 0))
-        return top, left, bottom, right
+        pads = tuple(call.get("pads", none))
+        require(len(pads) == len(none), f"has pads {pads} of {len(kernel)} axes")
+        return pads
     if mode == "VALID":
-        return 0, 0, 0, 0
+        return none
     require(isinstance(x, Value), f"has auto_pad={mode} after a Pad", "give its pads as numbers")
     assert isinstance(x, Value)
     totals = [max(0, (-(-n // s) - 1) * s + k - n) for n, k, s in zip(x.shape[1:], kernel, stride, strict=True)]
     before = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
-    return before[0], before[1], totals[0] - before[0], totals[1] - before[1]
+    return *before, *(total - first for total, first in zip(totals, before, strict=True))
 
 
 def global_average(call: Call) -> Result:
@@ -382,18 +401,17 @@ def global_maximum(call: Call) -> Result:
 
 
 def reduce_mean(call: Call) -> Result:
+    return _reduced(call, AveragePool)
+
+
+def reduce_max(call: Call) -> Result:
+    return _reduced(call, MaxPool)
+
+
+def _reduced(call: Call, kind: type[Node]) -> Value:
     x = call.tensor(0)
-    axes = call.numbers("axes", 1) or []
-    found = sorted(sample_axis(axis, x) for axis in axes)
-    if len(x.shape) == 2 and found == [0]:
-        mean = sequences.mean_of_positions(call.state.builder, call.name, x)
-        return mean if call.get("keepdims", 1) else call.state.builder.reshape(mean, x.shape[1:])
-    known = "only height and width, or the positions of a sequence, are supported"
-    remedy = "if it is of a layer normalization, export with operation set 17 or later"
-    fits = len(x.shape) == 3 and found == [1, 2]
-    require(fits, f"averages {x.shape} over axes {axes}; {known}", remedy)
-    mean = call.state.builder.global_pool(AveragePool, call.name, x)
-    return mean if call.get("keepdims", 1) else call.state.builder.reshape(mean, x.shape[:1])
+    axes = sorted(sample_axis(axis, x) for axis in call.numbers("axes", 1) or [])
+    return sequences.reduced(call.state.builder, call.name, x, kind, axes, bool(call.get("keepdims", 1)))
 
 
 def pad(call: Call) -> Result:
@@ -407,10 +425,13 @@ def pad(call: Call) -> Result:
         full[axis % rank], full[axis % rank + rank] = (pads or [])[i], (pads or [])[i + len(axes)]
     if not any(full):
         return x
-    require(len(x.shape) == 3 and not any(full[:2] + full[4:6]), f"pads {full}; only height and width are supported")
+    others = full[:2] + full[rank : rank + 2]
+    fits = rank in (3, 4) and not any(others)
+    require(fits, f"pads {full}; only height and width, or positions, are supported")
     require(min(full) >= 0, f"pads {full}, which crops the image; only padding is supported")
     fill = float(given.item()) if given is not None else float(call.get("value", 0.0))
-    return Padded(x, (full[2], full[3], full[6], full[7]), fill)
+    (top, left), (bottom, right) = (0, *full[2:rank])[-2:], (0, *full[rank + 2 :])[-2:]
+    return Padded(x, (top, left, bottom, right), fill)
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
@@ -524,6 +545,13 @@ def split(call: Call) -> Result:
     )
 
 
+def expand(call: Call) -> Result:
+    x, shape = call.tensor(0), call.numbers("shape", 1) or []
+    full = np.broadcast_shapes(call.state.builder.whole_shape(x), shape)
+    require(not x.is_whole and len(full) == len(x.shape) + 1, f"expands {x.shape} to {full}")
+    return x if full[1:] == x.shape else Repeated(x, full[1:])
+
+
 def softmax(call: Call) -> Result:
     x, opset = call.tensor(0), call.state.opset
     axis = sample_axis(call.get("axis", -1 if opset >= 13 else 1), x)
@@ -607,11 +635,18 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Clip": clip,
     "LeakyRelu": leaky_relu,
     "PRelu": leaky_relu,
+    "Sigmoid": activation("sigmoid"),
+    "Tanh": activation("tanh"),
+    "Swish": activation("silu"),
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": activation("hard_swish"),
+    "Elu": activation("elu"),
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average,
     "GlobalMaxPool": global_maximum,
     "ReduceMean": reduce_mean,
+    "ReduceMax": reduce_max,
     "Pad": pad,
     "Add": add,
     "Sum": add,
@@ -631,6 +666,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Unsqueeze": arranging(unsqueeze),
     "Transpose": arranging(transpose),
     "Split": split,
+    "Expand": expand,
     "Softmax": softmax,
     "Shape": shape,
     "Identity": arranging(same),
@@ -642,6 +678,8 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Slice": part,
     "Gather": pick,
 }
+#: Operations over images (C, H, W) and signals (C, W), not over sequences (W, C).
+OF_CHANNELS_FIRST = ("Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 OF_CONSTANTS: Mapping[str, Callable[[Call], Array]] = {
     "QuantizeLinear": quantize_constant,
     "DequantizeLinear": dequantize_constant,
@@ -651,8 +689,7 @@ REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"), "export in the QDQ format"),
     "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
-    "Sigmoid": "retrain with Relu, or compute it outside if it is last",
-    **dict.fromkeys(("HardSwish", "HardSigmoid", "Swish", "Elu", "Tanh"), "retrain with Relu or Clip"),
+    **dict.fromkeys(("Mish", "Selu", "Celu", "Softplus", "Softsign"), "retrain with Relu, Elu, Sigmoid or HardSwish"),
     "InstanceNormalization": "retrain with batch normalization",
     "ConvTranspose": "only networks without upsampling are supported",
     "Resize": "only networks without upsampling are supported",

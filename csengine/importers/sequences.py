@@ -1,4 +1,4 @@
-"""What is done to sequences: attention, layer normalization, means over positions, parts of tensors."""
+"""What is done to sequences: attention, layer normalization, means over positions; and parts of any tensor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csengine.graph import (
+    Activation,
     Affine,
-    AveragePool,
     Clip,
     Conv2d,
     Gelu,
@@ -76,17 +76,31 @@ def attention(builder: Builder, name: str, q: Value, k: Value, v: Value, scale: 
     return matmul(builder, name, shares, v)
 
 
-def mean_of_positions(builder: Builder, name: str, value: Value) -> Value:
-    """The mean of a sequence (W, C): `(1, C)`."""
+def reduced(builder: Builder, name: str, value: Value, kind: type[Node], axes: Sequence[int], keeps: bool) -> Value:
+    """The mean or maximum over height and width, or over the positions of a signal (C, W) or a sequence (W, C).
+
+    kind: AveragePool or MaxPool. keeps: whether the axes stay, with an extent of 1.
+    """
+    channels = 1 if len(value.shape) == 2 and list(axes) == [0] else 0
+    if len(value.shape) < 2 or list(axes) != [axis for axis in range(len(value.shape)) if axis != channels]:
+        raise UnsupportedError(
+            f"reduces axes {list(axes)} of {value.shape}; only height and width, or positions, are supported"
+        )
+    pooled = pool_positions(builder, name, value, kind) if channels else builder.global_pool(kind, name, value)
+    return pooled if keeps else builder.reshape(pooled, (value.shape[channels],))
+
+
+def pool_positions(builder: Builder, name: str, value: Value, kind: type[Node]) -> Value:
+    """The mean or maximum of a sequence (W, C): `(1, C)`."""
     sequence = builder.channels_last(value, name)
     height, width, channels = builder.types[sequence.name].shape
     size = (height, width)
-    mean = builder.emit(AveragePool, name, sequence.name, kernel=size, stride=size)
-    return Value(mean, (1, channels), _in_order((1, 1, channels)))
+    pooled = builder.emit(kind, name, sequence.name, kernel=size, stride=size)
+    return Value(pooled, (1, channels), _in_order((1, 1, channels)))
 
 
 def take(builder: Builder, name: str, value: Value, axis: int, chosen: Sequence[int]) -> Value:
-    """The elements at some places of an axis of a sample: whole channels, or those of the first position."""
+    """The elements at some places of an axis of a sample: whole channels, or positions at equal steps."""
     if not chosen or len(set(chosen)) < len(chosen):
         raise UnsupportedError(
             f"takes {list(chosen)} of axis {axis}; expected every place once at most, and one at least"
@@ -100,13 +114,51 @@ def take(builder: Builder, name: str, value: Value, axis: int, chosen: Sequence[
     if ((rows >= 0) == kept).all():
         places = np.ascontiguousarray(left[..., kept])
         return replace(value, name=_narrowed(builder, name, value.name, kept), shape=flat.shape, places=places)
-    if kept.all() and (rows[1:] < 0).all():
-        first = builder.emit(MaxPool, name, value.name, kernel=(1, 1), stride=left.shape[:2])
-        return replace(value, name=first, shape=flat.shape, places=left[:1, :1])
-    raise UnsupportedError(
-        f"takes a part of axis {axis} of {value.shape}; supported are whole channels, and the first position",
-        "average over the positions",
-    )
+    window = _window_of(left[..., 0] >= 0) if left.ndim == 3 and ((rows >= 0) == (rows[:, :1] >= 0)).all() else None
+    if window is None:
+        raise UnsupportedError(
+            f"takes a part of axis {axis} of {value.shape}; supported are whole channels, and positions at equal steps",
+            "average over the positions",
+        )
+    places = left[window[0].start :: window[0].step, window[1].start :: window[1].step]
+    places = np.ascontiguousarray(places[: len(window[0]), : len(window[1])])
+    return replace(value, name=_cropped(builder, name, value.name, window), shape=flat.shape, places=places)
+
+
+def _window_of(kept: Array) -> tuple[range, range] | None:
+    """Rows and columns, at equal steps, of an image `[H, W]` of which these positions are kept."""
+    axes = []
+    for axis in (0, 1):
+        chosen = np.flatnonzero(kept.any(axis=1 - axis)).tolist()
+        step = chosen[1] - chosen[0] if len(chosen) > 1 else kept.shape[axis]
+        axes.append(range(chosen[0], chosen[-1] + 1, step))
+        if list(axes[-1]) != chosen:
+            return None
+    rows, columns = axes
+    return (rows, columns) if kept.sum() == len(rows) * len(columns) else None
+
+
+def _cropped(builder: Builder, name: str, tensor: str, window: tuple[range, range]) -> str:
+    """Some positions of an image: a layer with less padding, and what follows it, or a choice among positions."""
+    node = next(node for node in builder.nodes if node.name == tensor)
+    label, shape = f"{name}.{tensor}", builder.types[tensor].shape
+    match node:
+        case Affine() | Relu() | Clip() | Gelu() | Activation():
+            return _emit_like(builder, label, node, _cropped(builder, name, node.inputs[0], window))
+        case Conv2d():
+            ends = [(kept.start, size - kept[-1] - 1) for kept, size in zip(window, shape[:2], strict=True)]
+            (top, bottom), (left, right) = ((a * s, b * s) for (a, b), s in zip(ends, node.stride, strict=True))
+            padding = tuple(n - m for n, m in zip(node.padding, (top, left, bottom, right), strict=True))
+            if min(padding) >= 0 and all(kept[-1] - kept.start + 1 == len(kept) for kept in window):
+                return _emit_like(builder, label, node, node.inputs[0], padding=padding)
+    starts, steps = tuple(kept.start for kept in window), tuple(kept.step for kept in window)
+    if starts == (0, 0) and all(len(range(0, n, s)) == len(k) for n, s, k in zip(shape, steps, window, strict=False)):
+        return builder.emit(MaxPool, label, tensor, kernel=(1, 1), stride=steps)
+    size = [n - (len(kept) - 1) * kept.step for n, kept in zip(shape, window, strict=False)]
+    weight = np.zeros((*size, shape[2]), np.float32)
+    weight[starts] = 1.0
+    chosen = {"weight": weight.reshape(-1, shape[2]), "kernel": tuple(size), "groups": shape[2]}
+    return builder.emit(Conv2d, label, tensor, stride=steps, **chosen)
 
 
 def _narrowed(builder: Builder, name: str, tensor: str, kept: Array) -> str:
@@ -121,7 +173,7 @@ def _narrowed(builder: Builder, name: str, tensor: str, kept: Array) -> str:
         case Affine():
             source = _narrowed(builder, name, node.inputs[0], kept)
             return _emit_like(builder, label, node, source, scale=node.scale[kept], shift=node.shift[kept])
-        case Relu() | Clip() | Gelu():
+        case Relu() | Clip() | Gelu() | Activation():
             return _emit_like(builder, label, node, _narrowed(builder, name, node.inputs[0], kept))
     weight = np.eye(len(kept), dtype=np.float32)[:, kept]
     if len(builder.types[tensor].shape) == 1:

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from csengine import reference
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
-from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
-from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES
+from csengine.importers.builder import Builder, Padded, Repeated, UnsupportedError, Value
+from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES, SIGNAL_MODULES
 from csengine.torch.layers import attach_masks
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ _TOLERANCE = 1e-3  # of the imported network, relative to the largest value of t
 def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True) -> Graph:
     """The float32 graph of a module in evaluation mode; masks go along as the packing that layers want.
 
-    input_shape: of one sample, (C, H, W), (positions, features) or (features,). check: whether to run both on random
-    samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. A module of 16-bit
-    numbers is imported as float32; what `torch.compile` or `nn.DataParallel` wraps is unwrapped. A module that goes
-    through ONNX (needs onnx and onnxscript) loses the names of its layers, and of masks all but the zeros. Raises
+    input_shape: of one sample, (C, H, W), (C, W), (positions, features) or (features,). check: whether to run both on
+    random samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. A module of
+    16-bit numbers is imported as float32; what `torch.compile` or `nn.DataParallel` wraps is unwrapped. A module that
+    goes through ONNX (needs onnx and onnxscript) loses the names of its layers, and of masks all but the zeros. Raises
     UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
     """
     input_shape = _checked_shape(input_shape)
@@ -202,7 +203,8 @@ class _Importer:
     def __init__(self, module: nn.Module, trace: fx.Graph, input_shape: tuple[int, ...]) -> None:
         self.module = module
         self.trace = trace
-        self.builder = Builder("NWC" if len(input_shape) == 2 else "NCHW")
+        flat = "NCW" if _reads_signals(module, trace) else "NWC"
+        self.builder = Builder(flat if len(input_shape) == 2 else "NCHW")
         self.known: dict[str, Any] = {}
         self.problems: list[str] = []
         self.knows_all_functions = True
@@ -286,6 +288,17 @@ class _Importer:
             raise UnsupportedError(f"is called in a way that is not supported ({error})") from error
 
 
+def _reads_signals(module: nn.Module, trace: fx.Graph) -> bool:
+    """Whether all that reads the input has channels in front of positions."""
+    readers = [user for node in trace.nodes if node.op == "placeholder" for user in node.users]
+    return all(
+        isinstance(module.get_submodule(str(node.target)), SIGNAL_MODULES)
+        if node.op == "call_module"
+        else node.target is functional.pad
+        for node in readers
+    )
+
+
 def _remedy(kind: str, known: str) -> str:
     """What to do about a module or function that has no counterpart."""
     if kind.startswith("torch.ao."):
@@ -298,7 +311,7 @@ def _holds_activations(item: Any) -> bool:
         return any(map(_holds_activations, item.values()))
     if isinstance(item, (list, tuple)):
         return any(map(_holds_activations, item))
-    return isinstance(item, (Value, Padded))
+    return isinstance(item, (Value, Padded, Repeated))
 
 
 class _UnknownError(Exception):

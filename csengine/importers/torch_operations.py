@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from csengine.graph import AveragePool, Clip, Gelu, LocalResponseNorm, Packing, Relu
+from csengine.graph import AveragePool, Clip, Function, Gelu, LocalResponseNorm, MaxPool, Node, Packing, Relu
 from csengine.importers import sequences
-from csengine.importers.builder import Builder, Padded, Padding, UnsupportedError, Value, sample_axis, with_dilation
+from csengine.importers.builder import Builder, Padded, Repeated, UnsupportedError, Value, sample_axis, with_dilation
 from csengine.torch.kwinners import KWinners
 from csengine.torch.layers import mask_of
 
@@ -29,23 +30,23 @@ Array = NDArray[Any]
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
-def _conv2d(builder: Builder, name: str, x: Any, layer: nn.Conv2d) -> Any:
+def _conv(builder: Builder, name: str, x: Any, layer: nn.Conv1d | nn.Conv2d) -> Any:
     _require(layer.padding_mode == "zeros", f"padding mode {layer.padding_mode!r} is not supported; expected zeros")
     weight, bias = (
         with_dilation(_numpy(layer.weight), layer.dilation),
         None if layer.bias is None else _numpy(layer.bias),
     )
-    packing = _packing(layer) if set(layer.dilation) == {1} else None
-    padding = _same_padding(layer.padding, weight) if isinstance(layer.padding, str) else _sides(layer.padding)
-    return builder.conv(name, x, weight, bias, _pair(layer.stride), padding, layer.groups, packing)
+    packing = _packing(layer)
+    if packing and set(layer.dilation) != {1} and layer.in_channels % packing.block[0]:
+        packing = None  # a block would reach into the zeros between taps
+    padding = _same_padding(layer.padding, weight) if isinstance(layer.padding, str) else (*layer.padding,) * 2
+    return builder.conv(name, x, weight, bias, layer.stride, padding, layer.groups, packing)
 
 
-def _same_padding(mode: str, weight: Array) -> Padding:
-    """What `padding="same"` or "valid" means for kernels `[O, C, kh, kw]`."""
-    if mode == "valid":
-        return 0, 0, 0, 0
-    vertical, horizontal = (extent - 1 for extent in weight.shape[2:])
-    return vertical // 2, horizontal // 2, vertical - vertical // 2, horizontal - horizontal // 2
+def _same_padding(mode: str, weight: Array) -> tuple[int, ...]:
+    """What `padding="same"` or "valid" means for kernels `[O, C, *taps]`: before every axis, then after it."""
+    total = [0 if mode == "valid" else extent - 1 for extent in weight.shape[2:]]
+    return *(n // 2 for n in total), *(n - n // 2 for n in total)
 
 
 def _linear(builder: Builder, name: str, x: Any, layer: nn.Linear) -> Any:
@@ -144,14 +145,27 @@ def _encoder(builder: Builder, name: str, x: Any, encoder: nn.TransformerEncoder
     return x if encoder.norm is None else _part(builder, f"{name}.norm", x, encoder.norm)
 
 
-def _max_pool_module(builder: Builder, name: str, x: Any, layer: nn.MaxPool2d) -> Any:
-    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return _max_pool(builder, name, x, *window, ceil_mode=layer.ceil_mode, return_indices=layer.return_indices)
+def _max_pool_module(builder: Builder, name: str, x: Any, layer: nn.MaxPool1d | nn.MaxPool2d) -> Any:
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices)
+    return _max_pool(builder, name, x, *window, axes=_axes(layer))
 
 
-def _average_pool_module(builder: Builder, name: str, x: Any, layer: nn.AvgPool2d) -> Any:
-    window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
-    return _average_pool(builder, name, x, *window, layer.count_include_pad, layer.divisor_override)
+def _average_pool_module(builder: Builder, name: str, x: Any, layer: nn.AvgPool1d | nn.AvgPool2d) -> Any:
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad)
+    return _average_pool(builder, name, x, *window, getattr(layer, "divisor_override", None), axes=_axes(layer))
+
+
+def _adaptive_average_pool_module(builder: Builder, name: str, x: Any, layer: Any) -> Any:
+    return _adaptive_average_pool(builder, name, x, layer.output_size, axes=_axes(layer))
+
+
+def _adaptive_max_pool_module(builder: Builder, name: str, x: Any, layer: Any) -> Any:
+    return _adaptive_max_pool(builder, name, x, layer.output_size, layer.return_indices, axes=_axes(layer))
+
+
+def _axes(layer: nn.Module) -> int:
+    """Over how many axes a pool slides: 1 over signals, 2 over images."""
+    return 1 if isinstance(layer, (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)) else 2
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
@@ -186,6 +200,19 @@ def _leaky_relu(builder: Builder, name: str, x: Any, negative_slope: float = 0.0
 def _prelu(builder: Builder, name: str, x: Any, weight: Tensor) -> Any:
     value = builder.padded(name, x)
     return builder.leaky_relu(name, value, _numpy(weight).reshape(-1, *(1 for _ in value.shape[1:])))
+
+
+def _activation(function: Function, alpha: float = 1.0) -> Callable[..., Any]:
+    """A function or module that has no parameters, or that of a name."""
+
+    def apply(builder: Builder, name: str, x: Any, *layer: nn.Module, inplace: bool = False) -> Any:
+        return builder.activation(name, builder.padded(name, x), function, alpha)
+
+    return apply
+
+
+def _elu(builder: Builder, name: str, x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    return builder.activation(name, builder.padded(name, x), "elu", alpha)
 
 
 def _gelu(builder: Builder, name: str, x: Any, approximate: str = "none") -> Any:
@@ -260,10 +287,13 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    axes: int = 2,
 ) -> Any:
-    plain = not return_indices and _pair(dilation) == (1, 1)
+    plain = not return_indices and set(_each(dilation, axes)) == {1}
     _require(plain, "dilation and return_indices are not supported")
-    return builder.max_pool(name, x, _pair(kernel_size), _pair(stride or kernel_size), _sides(padding), ceil_mode)
+    kernel, steps, before = (_each(item, axes) for item in (kernel_size, stride or kernel_size, padding))
+    return builder.max_pool(name, x, kernel, steps, (*before, *before), ceil_mode)
 
 
 def _average_pool(
@@ -276,59 +306,73 @@ def _average_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    axes: int = 2,
 ) -> Any:
     _require(not ceil_mode and divisor_override is None, "ceil_mode and divisor_override are not supported")
-    window = (_pair(kernel_size), _pair(stride or kernel_size), _sides(padding))
-    return builder.average_pool(name, x, *window, count_include_pad)
+    kernel, steps, before = (_each(item, axes) for item in (kernel_size, stride or kernel_size, padding))
+    return builder.average_pool(name, x, kernel, steps, (*before, *before), count_include_pad)
 
 
-def _adaptive_average_pool(builder: Builder, name: str, x: Any, output_size: Any) -> Any:
-    value = builder.image(builder.padded(name, x), name)
-    window = _adaptive_window(value, output_size)
-    return value if window == (1, 1) else builder.average_pool(name, value, window, window, (0, 0, 0, 0), True)
+def _adaptive_average_pool(builder: Builder, name: str, x: Any, output_size: Any, *, axes: int = 2) -> Any:
+    value = builder.padded(name, x)
+    window = _adaptive_window(value, output_size, axes)
+    return value if set(window) == {1} else builder.average_pool(name, value, window, window, (0, 0) * axes, True)
 
 
-def _adaptive_max_pool(builder: Builder, name: str, x: Any, output_size: Any, return_indices: bool = False) -> Any:
+def _adaptive_max_pool(
+    builder: Builder, name: str, x: Any, output_size: Any, return_indices: bool = False, *, axes: int = 2
+) -> Any:
     _require(not return_indices, "return_indices is not supported")
-    value = builder.image(builder.padded(name, x), name)
-    window = _adaptive_window(value, output_size)
-    return value if window == (1, 1) else builder.max_pool(name, value, window, window, (0, 0, 0, 0))
+    value = builder.padded(name, x)
+    window = _adaptive_window(value, output_size, axes)
+    return value if set(window) == {1} else builder.max_pool(name, value, window, window, (0, 0) * axes)
 
 
-def _adaptive_window(value: Value, output_size: Any) -> tuple[int, int]:
+def _adaptive_window(value: Value, output_size: Any, axes: int) -> tuple[int, ...]:
     """The window, which is the stride too, of an adaptive pooling whose windows are all alike."""
-    height, width = value.shape[1:]
-    wanted = (output_size, output_size) if isinstance(output_size, int) else output_size
-    rows, columns = (given or size for given, size in zip(wanted, (height, width), strict=True))
+    sizes = value.shape[1:]
+    _require(len(sizes) == axes, f"pools over {axes} axes of shape {value.shape}; expected {axes + 1} axes of a sample")
+    wanted = [given or size for given, size in zip(_each(output_size, axes), sizes, strict=True)]
     _require(
-        height % rows == 0 and width % columns == 0,
-        f"adaptive pooling to {output_size} of an image of {height} x {width} is not supported",
+        all(size % given == 0 for size, given in zip(sizes, wanted, strict=True)),
+        f"adaptive pooling to {output_size} of an image of {' x '.join(map(str, sizes))} is not supported",
         "choose sizes that divide the image's",
     )
-    return height // rows, width // columns
+    return tuple(size // given for size, given in zip(sizes, wanted, strict=True))
 
 
 def _mean(builder: Builder, name: str, x: Any, dim: Any, keepdim: bool = False) -> Any:
+    return _reduced(builder, name, x, AveragePool, dim, keepdim)
+
+
+def _maximum(builder: Builder, name: str, x: Any, dim: Any, keepdim: bool = False) -> Any:
+    return _reduced(builder, name, x, MaxPool, dim, keepdim)
+
+
+def _max_of_axis(builder: Builder, name: str, x: Any, dim: int, keepdim: bool = False) -> Any:
+    """The values; nobody may use their indices."""
+    return _maximum(builder, name, x, dim, keepdim), None
+
+
+def _reduced(builder: Builder, name: str, x: Any, kind: type[Node], dim: Any, keepdim: bool) -> Any:
     value = builder.padded(name, x)
     axes = sorted(sample_axis(axis, value) for axis in ((dim,) if isinstance(dim, int) else dim))
-    if len(value.shape) == 2 and axes == [0]:
-        mean = sequences.mean_of_positions(builder, name, value)
-        return mean if keepdim else builder.reshape(mean, value.shape[1:])
-    _require(len(value.shape) == 3 and axes == [1, 2], f"averages over {dim}; only height and width are supported")
-    mean = builder.global_pool(AveragePool, name, value)
-    return mean if keepdim else builder.reshape(mean, value.shape[:1])
+    return sequences.reduced(builder, name, value, kind, axes, keepdim)
 
 
-def _pad(builder: Builder, name: str, x: Any, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
+def _pad(builder: Builder, name: str, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     _require(mode == "constant", f"padding mode {mode!r} is not supported; expected constant")
-    left, right, top, bottom = (*pad, *(0 for _ in range(4 - len(pad))))[:4]
-    _require(len(pad) in (2, 4) and min(pad) >= 0, f"pads {pad}; only height and width can be padded")
-    return Padded(builder.padded(name, x), (top, left, bottom, right), float(value or 0.0))
+    source = builder.padded(name, x)
+    fits = len(pad) in (2, 4) and len(pad) < 2 * len(source.shape) and min(pad) >= 0
+    _require(fits, f"pads {pad}; only height and width, or positions, can be padded")
+    left, right, top, bottom = (*pad, 0, 0)[:4]
+    return Padded(source, (top, left, bottom, right), float(value or 0.0))
 
 
 def _add(builder: Builder, name: str, a: Any, b: Any, alpha: float = 1) -> Any:
     _require(alpha == 1, "adds with alpha; only 1 is supported")
-    a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    a, b = (builder.padded(name, item) if isinstance(item, (Padded, Repeated)) else item for item in (a, b))
     if isinstance(a, Value) and isinstance(b, Value):
         return builder.add(name, a, b)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
@@ -339,11 +383,17 @@ def _add(builder: Builder, name: str, a: Any, b: Any, alpha: float = 1) -> Any:
 
 def _multiply(builder: Builder, name: str, a: Any, b: Any) -> Any:
     a, b = (builder.padded(name, item) if isinstance(item, Padded) else item for item in (a, b))
+    a, b = _factor(a, b), _factor(b, a)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
     if not isinstance(value, Value):
         return a * b
-    _require(not isinstance(constant, Value), "multiplies two activations; only constants are supported")
+    if isinstance(constant, Value):
+        return builder.multiply(name, value, constant)
     return builder.affine(name, value, _constant(constant, value), np.zeros(()))
+
+
+def _factor(item: Any, other: Any) -> Any:
+    return item.factor_of(other) if isinstance(item, Repeated) else item
 
 
 def _subtract(builder: Builder, name: str, a: Any, b: Any) -> Any:
@@ -436,7 +486,19 @@ def _same(builder: Builder, name: str, x: Any, *ignored: Any, **options: Any) ->
     return x
 
 
+def _expand(builder: Builder, name: str, x: Any, *sizes: Any) -> Any:
+    value, extents = builder.padded(name, x), sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    _require(len(extents) == len(value.shape) + 1, f"expands {value.shape} to {tuple(extents)}")
+    return Repeated(value, tuple(n if m == -1 else m for n, m in zip(value.shape, extents[1:], strict=True)))
+
+
+def _expand_as(builder: Builder, name: str, x: Any, other: Any) -> Any:
+    return Repeated(builder.padded(name, x), builder.padded(name, other).shape)
+
+
 def _getattr(builder: Builder, name: str, x: Any, attribute: str) -> Any:
+    if isinstance(x, tuple) and attribute == "values":  # of a maximum
+        return x[0]
     _require(attribute == "shape" and isinstance(x, Value), f"reads the attribute {attribute}")
     return builder.whole_shape(x)
 
@@ -451,7 +513,11 @@ def _item(builder: Builder, name: str, x: Any, index: Any) -> Any:
         return x[index]
     value = builder.padded(name, x)
     whole, dropped = value, []
-    for axis, part in enumerate(index if isinstance(index, tuple) else (index,)):
+    parts = list(index if isinstance(index, tuple) else (index,))
+    if any(part is Ellipsis for part in parts):
+        gap = parts.index(Ellipsis)
+        parts[gap : gap + 1] = [slice(None)] * (len(builder.whole_shape(value)) - len(parts) + 1)
+    for axis, part in enumerate(parts):
         _require(
             isinstance(part, (int, slice)), f"indexes an activation with {part}; only numbers and slices are known"
         )
@@ -464,7 +530,7 @@ def _item(builder: Builder, name: str, x: Any, index: Any) -> Any:
 
 
 MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
-    nn.Conv2d: _conv2d,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d), _conv),
     nn.Linear: _linear,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
@@ -473,18 +539,30 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.ReLU: lambda builder, name, x, layer: _relu(builder, name, x),
     nn.Hardtanh: lambda builder, name, x, layer: _clamp(builder, name, x, layer.min_val, layer.max_val),
     nn.LeakyReLU: lambda builder, name, x, layer: _leaky_relu(builder, name, x, layer.negative_slope),
+    nn.ELU: lambda builder, name, x, layer: _elu(builder, name, x, layer.alpha),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Tanh: _activation("tanh"),
+    nn.SiLU: _activation("silu"),
+    nn.Hardsigmoid: _activation("hard_sigmoid", 1 / 6),
+    nn.Hardswish: _activation("hard_swish"),
     nn.PReLU: lambda builder, name, x, layer: _prelu(builder, name, x, layer.weight),
-    nn.MaxPool2d: _max_pool_module,
-    nn.AvgPool2d: _average_pool_module,
-    nn.AdaptiveAvgPool2d: lambda builder, name, x, layer: _adaptive_average_pool(builder, name, x, layer.output_size),
-    nn.AdaptiveMaxPool2d: lambda builder, name, x, layer: _adaptive_max_pool(
-        builder, name, x, layer.output_size, layer.return_indices
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d), _max_pool_module),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d), _average_pool_module),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), _adaptive_average_pool_module),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), _adaptive_max_pool_module),
+    **dict.fromkeys(
+        (nn.ZeroPad1d, nn.ZeroPad2d), lambda builder, name, x, layer: _pad(builder, name, x, layer.padding)
     ),
-    nn.ZeroPad2d: lambda builder, name, x, layer: _pad(builder, name, x, layer.padding),
+    **dict.fromkeys(
+        (nn.ConstantPad1d, nn.ConstantPad2d),
+        lambda builder, name, x, layer: _pad(builder, name, x, layer.padding, "constant", layer.value),
+    ),
     nn.Flatten: lambda builder, name, x, layer: _flatten(builder, name, x, layer.start_dim, layer.end_dim),
+    nn.Unflatten: lambda builder, name, x, layer: _unflatten(builder, name, x, layer.dim, layer.unflattened_size),
     nn.Softmax: lambda builder, name, x, layer: _softmax(builder, name, x, layer.dim),
     nn.Identity: lambda builder, name, x, layer: x,
     nn.Dropout: lambda builder, name, x, layer: x,
+    nn.Dropout1d: lambda builder, name, x, layer: x,
     nn.Dropout2d: lambda builder, name, x, layer: x,
     nn.LayerNorm: _layer_norm_module,
     nn.LocalResponseNorm: _local_response_norm_module,
@@ -493,15 +571,27 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.TransformerEncoderLayer: _encoder_layer,
     nn.TransformerEncoder: _encoder,
 }
+#: Modules over signals (C, W), not sequences (W, C).
+SIGNAL_MODULES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.ZeroPad1d, nn.ConstantPad1d)
 FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.relu, torch.relu), _relu),
     functional.relu6: _relu6,
     **dict.fromkeys((torch.clamp, torch.clip), _clamp),
     functional.hardtanh: _hardtanh,
     functional.leaky_relu: _leaky_relu,
+    functional.elu: _elu,
+    **dict.fromkeys((functional.sigmoid, torch.sigmoid), _activation("sigmoid")),
+    **dict.fromkeys((functional.tanh, torch.tanh), _activation("tanh")),
+    functional.silu: _activation("silu"),
+    functional.hardsigmoid: _activation("hard_sigmoid", 1 / 6),
+    functional.hardswish: _activation("hard_swish"),
+    functional.max_pool1d: partial(_max_pool, axes=1),
     functional.max_pool2d: _max_pool,
+    functional.avg_pool1d: partial(_average_pool, axes=1),
     functional.avg_pool2d: _average_pool,
+    functional.adaptive_avg_pool1d: partial(_adaptive_average_pool, axes=1),
     functional.adaptive_avg_pool2d: _adaptive_average_pool,
+    functional.adaptive_max_pool1d: partial(_adaptive_max_pool, axes=1),
     functional.adaptive_max_pool2d: _adaptive_max_pool,
     functional.pad: _pad,
     functional.dropout: _same,
@@ -519,6 +609,8 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     torch.chunk: _chunk,
     torch.split: _split,
     torch.mean: _mean,
+    torch.amax: _maximum,
+    torch.max: _max_of_axis,
     torch.flatten: _flatten,
     torch.reshape: _reshape,
     torch.permute: _permute,
@@ -533,7 +625,11 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
 METHODS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("relu", "relu_"), _relu),
     **dict.fromkeys(("clamp", "clip"), _clamp),
+    **dict.fromkeys(("sigmoid", "sigmoid_"), _activation("sigmoid")),
+    **dict.fromkeys(("tanh", "tanh_"), _activation("tanh")),
     "mean": _mean,
+    "amax": _maximum,
+    "max": _max_of_axis,
     "flatten": _flatten,
     **dict.fromkeys(("view", "reshape"), _reshape),
     "permute": _permute,
@@ -550,17 +646,19 @@ METHODS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("mul", "mul_"), _multiply),
     "div": _divide,
     **dict.fromkeys(("contiguous", "clone", "detach"), _same),
+    "expand": _expand,
+    "expand_as": _expand_as,
     "size": _size,
 }
 
 _OTHER_PARTS = "import the parts of the network around it, and run it in PyTorch"
 REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(
-        ("silu", "hardswish", "hardsigmoid", "mish", "elu", "selu", "celu", "tanh", "softplus", "threshold"),
-        "train with ReLU, ReLU6, LeakyReLU or GELU instead",
+        ("mish", "selu", "celu", "softplus", "softsign", "threshold"),
+        "train with ReLU, LeakyReLU, ELU, SiLU, Hardswish or GELU instead",
     ),
     **dict.fromkeys(
-        ("sigmoid", "logsigmoid", "logsoftmax", "log_softmax"),
+        ("logsigmoid", "logsoftmax", "log_softmax"),
         "if it is last, leave it out and apply it to the result; elsewhere train with ReLU instead",
     ),
     **dict.fromkeys(
@@ -572,8 +670,7 @@ REMEDIES: Mapping[str, str] = {
     ),
     **dict.fromkeys(("lstm", "gru", "rnn"), f"networks with memory are not supported; {_OTHER_PARTS}"),
     "embedding": "look the rows up in PyTorch, and import what reads them: sequences are (positions, features)",
-    "conv1d": "write it as Conv2d with kernels (1, k) over images (C, 1, W)",
-    "conv3d": "only images (C, H, W) and sequences (positions, features) are supported",
+    "conv3d": "only images (C, H, W), signals (C, W) and sequences (positions, features) are supported",
 }
 """What to do about modules and functions without counterpart, by their names in lower case."""
 
@@ -601,10 +698,6 @@ def _packing(layer: nn.Module) -> Packing | None:
     return None if mask is None else Packing(mask.block, mask.members.shape[1], mask.members)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
-def _sides(value: Any) -> Padding:
-    vertical, horizontal = _pair(value)
-    return vertical, horizontal, vertical, horizontal
+def _each(value: Any, axes: int) -> tuple[Any, ...]:
+    """A number or one for each axis, for each axis."""
+    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)

@@ -14,6 +14,7 @@ from csengine import quantization, reference
 from csengine.container import Model
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -25,6 +26,7 @@ from csengine.graph import (
     Input,
     Linear,
     Node,
+    Product,
     Quantize,
     Relu,
     Reshape,
@@ -70,7 +72,9 @@ def _real(graph: Graph, node: Node) -> tuple[Node, ...]:
         case Clip():
             low, high = real_bounds(graph, node)
             return (replace(node, minimum=low, maximum=high),)
-        case AveragePool() | Add() | Concat():
+        case Activation():
+            return _clamped(graph, replace(node, table=None, scale=None))
+        case AveragePool() | Add() | Product() | Concat():
             return _clamped(graph, replace(node, requantization=None))
         case Dequantize():
             ratio = rescaling(graph, node)
@@ -222,7 +226,8 @@ def linear_weight(node: Linear, image: Image | None) -> Array:
 
 def channels_first(graph: Graph, x: Array) -> Array:
     """A batch as the user gives it, with images as `[B, C, H, W]`."""
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 and graph.layout == "NHWC" else x)
+    inside = graph.from_caller(x)
+    return np.ascontiguousarray(inside.transpose(0, 3, 1, 2)) if inside.ndim == 4 else inside
 
 
 def as_the_user_sees(graph: Graph, y: Array) -> Array:
@@ -230,7 +235,7 @@ def as_the_user_sees(graph: Graph, y: Array) -> Array:
     shape = graph.output_type.shape
     if y.ndim == 2:
         return y[:, : shape[0]]
-    return y.transpose(0, 2, 3, 1) if graph.layout == "NHWC" else y
+    return graph.to_caller(y.transpose(0, 2, 3, 1))
 
 
 # --- what is right ---------------------------------------------------------------------------------------------------

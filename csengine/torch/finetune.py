@@ -47,7 +47,7 @@ def prune(
             raise ValueError(
                 f"sparsity is {share}; expected at least 0 and below 1, such as 0.9 for nine in ten weights"
             )
-    known = {name: item for name, item in module.named_modules() if isinstance(item, (nn.Conv2d, nn.Linear))}
+    known = {name: item for name, item in module.named_modules() if isinstance(item, (nn.Conv1d, nn.Conv2d, nn.Linear))}
     kept = set(list(known)[:1] + list(known)[-1:]) if keep is None else set(keep)
     for name in (*kept, *(layers or {}), *(images or {})):
         if name not in known:
@@ -55,7 +55,7 @@ def prune(
     rng = np.random.default_rng(seed)
     losses = []
     for name, layer in known.items():
-        is_grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+        is_grouped = isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups > 1
         if is_grouped or (name in kept and name not in (layers or {})):
             continue
         image = (images or {}).get(name)

@@ -51,7 +51,7 @@ class MaskedWeight(nn.Module):
         return torch.where(self.mask, weight, 0.0)
 
 
-def attach_mask(layer: nn.Linear | nn.Conv2d, mask: ComplementaryMask, image: Image | None = None) -> None:
+def attach_mask(layer: nn.Linear | nn.Conv1d | nn.Conv2d, mask: ComplementaryMask, image: Image | None = None) -> None:
     """Make ``layer.weight`` obey ``mask`` from now on, through training and in checkpoints.
 
     ``image``: the (C, H, W) that was flattened in front of a linear layer; the rows of ``mask.matrix`` are in the
@@ -60,7 +60,7 @@ def attach_mask(layer: nn.Linear | nn.Conv2d, mask: ComplementaryMask, image: Im
     Raises ``ValueError`` if the mask's matrix has not the weight's size, or for a grouped convolution.
     """
     weight = layer.weight
-    if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups != 1:
         raise ValueError(f"got a convolution of {layer.groups} groups; complementary masks need groups=1")
     expected = (weight[0].numel(), len(weight))
     if mask.matrix.shape != expected:
@@ -81,7 +81,7 @@ def attach_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     for key, pattern in state.items():
         name = key.removesuffix(_MASK_KEY).rstrip(".")
         layer, form = layers.get(name), state.get(key.removesuffix("mask") + "form")
-        if not key.endswith(_MASK_KEY) or form is None or not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if not key.endswith(_MASK_KEY) or form is None or not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             continue
         if layer.weight.shape == pattern.shape:
             stored = MaskedWeight(pattern, state[key.removesuffix("mask") + "members"], (1, 1), None)

@@ -15,7 +15,7 @@ from csengine.errors import UnsupportedModelError
 from csengine.fpga import devices, generate, image, shape, synthesis
 from csengine.fpga.estimate import estimate
 from csengine.fpga.plan import Plan, holds, plan
-from csengine.graph import Dequantize, Graph, Linear, Node, Quantize
+from csengine.graph import Activation, Dequantize, Graph, Linear, Node, Product, Quantize, Requantization
 
 MODELS = Path(__file__).parents[2] / "csengine" / "models"
 BENCH = Path(__file__).parents[2] / "bench"
@@ -120,6 +120,18 @@ def test_float32_within_a_network_is_refused() -> None:
     ]
     with pytest.raises(UnsupportedModelError, match="again quantizes float32 within the network"):
         plan(Graph((*graph.nodes, *again), "NHWC"))
+
+
+def test_activations_and_products_are_refused() -> None:
+    graph = network((8, 8, 1), "uint8", [Spec(64, (3, 3)), Spec(4, dtype=None)])
+    first, layer, *rest = graph.nodes
+    table = Activation(name="act", inputs=(layer.name,), function="silu", table=np.zeros(256, np.uint8), scale=1.0)
+    to = Requantization(np.full(1, 40000, np.uint16), np.full(1, 24, np.uint8), "uint8", 1.0)
+    square = Product(name="act", inputs=(layer.name, layer.name), requantization=to)
+    after = [replace(n, inputs=tuple("act" if i == layer.name else i for i in n.inputs)) for n in rest]
+    for node, reason in ((table, "act: a pipeline holds no Activation"), (square, "a pipeline holds chains only")):
+        with pytest.raises(UnsupportedModelError, match=reason):
+            plan(Graph((first, layer, node, *after)))
 
 
 def test_impossible_budgets_are_refused() -> None:
