@@ -33,7 +33,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-# Our own speed: networks, every kernel beside what bounds it, how time grows; then the tables and pictures. Four minutes
+# Our own speed: networks, every kernel beside what bounds it, how time grows; then the tables and pictures. Seven minutes
 # after installation. RESULTS=bench/results/NAME keeps what another machine needs beside what is there: for
 # docs/performance-NAME.md. `make bench-kernels` measures the kernels and their bounds alone, in two minutes.
 RESULTS ?= bench/results

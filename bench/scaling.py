@@ -1,6 +1,6 @@
 """How csengine's time grows: with non-zero weights and winners, with the size of a layer, with threads.
 
-    .venv/bin/python bench/scaling.py [--quick]     # three minutes; writes bench/results/scaling.json
+    .venv/bin/python bench/scaling.py [--quick]     # five minutes; writes bench/results/scaling.json
 
 The paper's claim is that resources fall with the product of both sparsities; here the resource is time. All points of
 one curve take turns in one process, pinned; every output is checked against the reference.

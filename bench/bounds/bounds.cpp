@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "aligned.h"
 #include "cpu_features.h"
 
 #define UNROLL _Pragma("GCC unroll 32")
@@ -434,16 +435,10 @@ void measure(int64_t l1, int64_t l2, int64_t l3, int64_t passes) {
     add_loops(cs::Tier::amx, amx::kLoops, all);
 #endif
     const auto found = levels(l1, l2, l3);
-    const size_t most = found.back().bytes;
-    constexpr size_t kPage = 4096;
-    const std::unique_ptr<std::byte, decltype(&std::free)> ones(
-        static_cast<std::byte*>(std::aligned_alloc(kPage, most)), &std::free);
-    const std::unique_ptr<std::byte, decltype(&std::free)> written(
-        static_cast<std::byte*>(std::aligned_alloc(kPage, most)), &std::free);
-    if (!ones || !written) throw std::bad_alloc();
-    std::fill_n(reinterpret_cast<int32_t*>(ones.get()), most / 4, 1);
-    std::memset(written.get(), 0, most);
-    add_memory(found, ones.get(), written.get(), all);
+    const cs::AlignedVector<int32_t> ones(found.back().bytes / 4, 1);  // in such pages as weights are
+    cs::AlignedVector<int32_t> written(ones.size());
+    add_memory(found, reinterpret_cast<const std::byte*>(ones.data()), reinterpret_cast<std::byte*>(written.data()),
+               all);
     for (Measured& m : all) m.warm_up();
     for (int pass = 0; pass < passes; ++pass) {
         for (Measured& m : all) m.take_turn();
