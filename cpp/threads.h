@@ -1,9 +1,8 @@
 // A small pool of threads that share out the tasks of one call.
 //
 // Ours and not OpenMP's, because the workers must sleep when idle, survive a fork, and never oversubscribe: a call that
-// finds the pool busy runs its tasks itself. To wake a thread takes tens of microseconds, on a virtual machine a
-// hundred: no call waits for a worker that has not begun a task, and during a call, which may have tasks many times,
-// workers stay awake.
+// finds the pool busy runs its tasks itself. To wake a thread takes tens of microseconds: no call waits for a worker
+// that has not begun a task, and during a call, which may have tasks many times, workers stay awake.
 #pragma once
 
 #include <algorithm>

@@ -290,20 +290,21 @@ class Builder:
 
     def _six_shares_of(self, name: str) -> str | None:
         """x, if a tensor is `clip(x + 3, 0, 6)`: a hard sigmoid, written out, before it is divided."""
-        clip = self._made(name)
+        clip = self.made(name)
         if not isinstance(clip, Clip) or (clip.minimum, clip.maximum) != (0.0, 6.0):
             return None
-        shifted = self._made(clip.inputs[0])
+        shifted = self.made(clip.inputs[0])
         is_three = isinstance(shifted, Affine) and bool((shifted.scale == 1).all() and (shifted.shift == 3).all())
         return shifted.inputs[0] if is_three else None
 
-    def _made(self, name: str) -> Node:
+    def made(self, name: str) -> Node:
+        """The node that gives a tensor."""
         return next(node for node in self.nodes if node.name == name)
 
     def gated(self, name: str, a: Value, b: Value) -> Value | None:
         """`x * sigmoid(x)` and `x * hard_sigmoid(x)` as one activation; None for other products."""
         for x, gate in ((a, b), (b, a)):
-            made = self._made(gate.name)
+            made = self.made(gate.name)
             if isinstance(made, Activation) and made.inputs == (x.name,) and np.array_equal(x.places, gate.places):
                 if made.function == "sigmoid":
                     return self.activation(name, x, "silu")
@@ -409,7 +410,7 @@ class Builder:
         return self._standard(result, image)
 
     def _is_never_negative(self, source: Padded) -> bool:
-        made = self._made(source.value.name)
+        made = self.made(source.value.name)
         is_clipped = isinstance(made, Clip) and made.minimum is not None and made.minimum >= 0
         return source.fill == 0 and (isinstance(made, Relu) or is_clipped)
 

@@ -140,7 +140,7 @@ def _window_of(kept: Array) -> tuple[range, range] | None:
 
 def _cropped(builder: Builder, name: str, tensor: str, window: tuple[range, range]) -> str:
     """Some positions of an image: a layer with less padding, and what follows it, or a choice among positions."""
-    node = next(node for node in builder.nodes if node.name == tensor)
+    node = builder.made(tensor)
     label, shape = f"{name}.{tensor}", builder.types[tensor].shape
     match node:
         case Affine() | Relu() | Clip() | Gelu() | Activation():
@@ -165,7 +165,7 @@ def _narrowed(builder: Builder, name: str, tensor: str, kept: Array) -> str:
     """Some channels of a tensor: a layer with fewer kernels, and what follows it, or a choice among the channels."""
     if kept.all():
         return tensor
-    node = next(node for node in builder.nodes if node.name == tensor)
+    node = builder.made(tensor)
     label = f"{name}.{tensor}"
     match node:
         case Conv2d(groups=1) | Linear():
