@@ -42,6 +42,18 @@ auto with_type(DType dtype, Visit&& visit) {
     }
 }
 
+// Calls `visit` with inputs of bytes or float32 as what they are; P is what they are multiplied as.
+template <class P, class Visit>
+void with_elements(const std::byte* image, DType dtype, Visit&& visit) {
+    if constexpr (std::is_same_v<typename P::Input, float>) {
+        visit(reinterpret_cast<const float*>(image));
+    } else if (dtype == DType::u8) {
+        visit(reinterpret_cast<const uint8_t*>(image));
+    } else {
+        visit(reinterpret_cast<const int8_t*>(image));
+    }
+}
+
 template <class T>
 const T* sample(const std::byte* base, const Tensor& tensor, int64_t index) {
     return reinterpret_cast<const T*>(base + static_cast<size_t>(index) * tensor.stride());

@@ -148,6 +148,8 @@ struct Shape {
     int vectors, inputs;
 };
 
+// What it costs to begin and to end a sum, in halves of a multiplication; fitted to the layers that are measured in
+// docs/kernels.md. It only tells shapes apart that multiply nearly as often.
 constexpr int kEnds = 3;
 
 // For every block of kernels, the units in which any of them has a weight.
@@ -271,10 +273,8 @@ class Conv final : public Step {
           window_(spec.window),
           kernels_(spec.kernels),
           pool_(spec.pool_h),
-          height_(
-              std::max(input_.height + window_.pad_top, (spec.conv_height - 1) * window_.stride_h + window_.kernel_h)),
-          width_(
-              std::max(input_.width + window_.pad_left, (spec.conv_width - 1) * window_.stride_w + window_.kernel_w)),
+          height_(padded_height(spec)),
+          width_(padded_width(spec)),
           copied_(P::kInputs == 2 || height_ > input_.height || width_ > input_.width),
           lists_(best_unit_lists<P>(spec, all)),
           weight_(unit_weights<P>(spec, lists_)),
@@ -390,26 +390,20 @@ class Conv final : public Step {
             *lines = {span.from, span.from + kept};
         }
         std::byte* next = to + (lines->end - lines->begin) * line_bytes();
-        if constexpr (std::is_same_v<Input, float>) {
-            copy_lines<float>(lines->end, span.until, image, next);
-        } else if (input_.dtype == DType::u8) {
-            copy_lines<uint8_t>(lines->end, span.until, image, next);
-        } else {
-            copy_lines<int8_t>(lines->end, span.until, image, next);
-        }
+        with_elements<P>(image, input_.dtype, [&](const auto* x) { copy_lines(lines->end, span.until, x, next); });
         lines->end = std::max(lines->end, span.until);
     }
 
     // Of the image with its padding, without what lies beside its lines.
     template <class X>
-    CS_TIER void copy_lines(int begin, int end, const std::byte* image, std::byte* to) const {
+    CS_TIER void copy_lines(int begin, int end, const X* image, std::byte* to) const {
         const int64_t size = int64_t{input_.width} * input_.channels, bytes = line_bytes();
         for (int y = begin - window_.pad_top; y < end - window_.pad_top; ++y, to += bytes) {
             if (y < 0 || y >= input_.height) {
                 std::memset(to, 0, bytes);
                 continue;
             }
-            const auto* from = reinterpret_cast<const X*>(image) + y * size;
+            const X* from = image + y * size;
             auto* line = reinterpret_cast<Input*>(to) + window_.pad_left * input_.channels;
             for (int64_t i = 0; i < size; ++i) line[i] = from[i];
             std::memset(line + size, 0, sizeof(int64_t));  // the last unit may reach beyond its line

@@ -87,8 +87,8 @@ class ConvPositions final : public Step {
           window_(s.window),
           kernels_(s.kernels),
           pool_(s.pool_h),
-          height_(std::max(input_.height + window_.pad_top, s.conv_height - 1 + window_.kernel_h)),
-          width_(std::max(input_.width + window_.pad_left, s.conv_width - 1 + window_.kernel_w)),
+          height_(padded_height(s)),
+          width_(padded_width(s)),
           planes_(static_cast<int>(round_up((input_.channels + P::kInputs - 1) / P::kInputs, kLanes))),
           units_(kernels_),
           bias_(padded_bias(s)),
@@ -174,13 +174,7 @@ class ConvPositions final : public Step {
         const size_t written = is_padded ? 0 : planes_ * plane_size() * 4;
         std::memset(planes + written, 0, layout().line - written);
         std::memset(line, 0, line_bytes());
-        if constexpr (std::is_same_v<Input, float>) {
-            turn_lines(reinterpret_cast<const float*>(image), line, planes);
-        } else if (input_.dtype == DType::u8) {
-            turn_lines(reinterpret_cast<const uint8_t*>(image), line, planes);
-        } else {
-            turn_lines(reinterpret_cast<const int8_t*>(image), line, planes);
-        }
+        with_elements<P>(image, input_.dtype, [&](const auto* x) { turn_lines(x, line, planes); });
     }
 
     // By way of a line [width, planes, kInputs], in squares, the last of which bring zeros behind the line.

@@ -156,7 +156,7 @@ class ConvSelect final : public Step {
           window_(s.window),
           pool_h_(s.pool_h),
           pool_w_(s.pool_w),
-          width_(std::max(input_.width + window_.pad_left, (s.conv_width - 1) * window_.stride_w + window_.kernel_w)),
+          width_(padded_width(s)),
           section_(used.channels),
           sections_(used.sections),
           kernels_(s, choose_vectors(s, used)),

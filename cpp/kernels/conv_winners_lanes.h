@@ -134,8 +134,8 @@ class ConvWinners final : public Step {
           window_(s.window),
           pool_h_(s.pool_h),
           pool_w_(s.pool_w),
-          height_(std::max(input_.height + window_.pad_top, (s.conv_height - 1) * window_.stride_h + window_.kernel_h)),
-          width_(std::max(input_.width + window_.pad_left, (s.conv_width - 1) * window_.stride_w + window_.kernel_w)),
+          height_(padded_height(s)),
+          width_(padded_width(s)),
           entries_((s.winners + P::kInputs - 1) / P::kInputs),
           kernels_(s, choose_vectors(s, used)),
           sum_(sum_winners_of<P>(kernels_.vectors(), entries_, std::make_integer_sequence<int, kChunk / 2>())) {

@@ -5,6 +5,7 @@
 // all read these tables, so none can forget a kernel.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -75,6 +76,14 @@ struct LayerSpec {
 inline bool is_linear(const LayerSpec& s) {
     return s.groups == 1 && s.rows == s.input.size() && s.input.positions() == 1 && s.conv_height * s.conv_width == 1 &&
            s.window.pad_top == 0 && s.window.pad_left == 0;
+}
+
+// Lines of the image, and their positions, with the padding that windows reach on any side.
+inline int padded_height(const LayerSpec& s) {
+    return std::max(s.input.height + s.window.pad_top, (s.conv_height - 1) * s.window.stride_h + s.window.kernel_h);
+}
+inline int padded_width(const LayerSpec& s) {
+    return std::max(s.input.width + s.window.pad_left, (s.conv_width - 1) * s.window.stride_w + s.window.kernel_w);
 }
 
 // The caller's array: float32, which an integer network quantizes, or the network's own type.

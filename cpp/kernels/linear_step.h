@@ -89,18 +89,11 @@ class Linear : public Step {
     size_t active_offset() const { return round_up(input_offset() + sizeof(int32_t) * input_dwords(), kAlignment); }
 
     void prepare(const std::byte* from, int32_t* x) const {
-        if constexpr (std::is_same_v<Input, float>) {
-            copy<float>(from, x);
-        } else if (input_.dtype == DType::u8) {
-            copy<uint8_t>(from, x);
-        } else {
-            copy<int8_t>(from, x);
-        }
+        with_elements<P>(from, input_.dtype, [&](const auto* inputs) { copy(inputs, x); });
     }
 
     template <class X>
-    CS_TIER void copy(const std::byte* from, int32_t* dwords) const {
-        const auto* x = reinterpret_cast<const X*>(from);
+    CS_TIER void copy(const X* x, int32_t* dwords) const {
         auto* to = reinterpret_cast<Input*>(dwords);
         const int64_t size = input_.size();
         for (int64_t i = 0; i < size; ++i) to[i] = static_cast<Input>(x[i]);

@@ -14,9 +14,8 @@ struct PaddedImage {
     uint8_t zero;                 // what 0 becomes: 0x80 where int8 is shifted to uint8
 
     PaddedImage(const LayerSpec& s, bool shifted) : channels(s.input.channels), zero(shifted ? 0x80 : 0) {
-        const Window& w = s.window;
-        height = std::max(s.input.height + w.pad_top, (s.conv_height - 1) * w.stride_h + w.kernel_h);
-        width = std::max(s.input.width + w.pad_left, (s.conv_width - 1) * w.stride_w + w.kernel_w);
+        height = padded_height(s);
+        width = padded_width(s);
         copied = shifted || height > s.input.height || width > s.input.width;
     }
 

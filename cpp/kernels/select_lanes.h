@@ -39,18 +39,6 @@ CS_TIER inline uint64_t active_bits(const float* x, int64_t count) {
     return bits & (count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0});
 }
 
-// Calls `visit` with the inputs of an image as what they are.
-template <class P, class Visit>
-void with_elements(const std::byte* image, DType dtype, Visit&& visit) {
-    if constexpr (std::is_same_v<typename P::Input, float>) {
-        visit(reinterpret_cast<const float*>(image));
-    } else if (dtype == DType::u8) {
-        visit(reinterpret_cast<const uint8_t*>(image));
-    } else {
-        visit(reinterpret_cast<const int8_t*>(image));
-    }
-}
-
 constexpr int kAhead = 4;  // entries whose weights are prefetched
 
 template <size_t kBytes>

@@ -34,7 +34,6 @@ from csengine.backends import numba_kernels as kernels
 from csengine.backends.numba_kernels import BLOCK, PANEL, Kernel
 from csengine.errors import BackendUnavailableError, ShapeError
 from csengine.graph import (
-    FUNCTIONS,
     KWTA,
     MAGNITUDE,
     Activation,
@@ -676,7 +675,7 @@ def _operation(node: Node, inputs: list[Array], out: Array) -> list[tuple[Kernel
             bytes_of = x.reshape(-1).view(np.uint8)
             return [(kernels.lookup, (bytes_of, _aligned(node.table), out.reshape(-1)))]
         case Activation():
-            function = list(FUNCTIONS).index(node.function)
+            function = kernels.ACTIVATIONS.index(node.function)
             return [(kernels.activation, (x.reshape(-1), function, node.alpha, out.reshape(-1)))]
         case Affine():
             scale, shift = _aligned(node.scale), _aligned(node.shift)

@@ -807,9 +807,13 @@ def lookup(x: Array, table: Array, out: Array) -> None:
         out[i] = table[x[i]]
 
 
+#: The functions of `activation`, which compiled code knows by their place.
+ACTIVATIONS = ("silu", "hard_sigmoid", "elu", "leaky_relu", "sigmoid", "tanh", "hard_swish")
+
+
 @Kernel
 def activation(x: Array, function: int, alpha: float, out: Array) -> None:
-    """A function of float32 `[n]`, in double; by its place in `graph.FUNCTIONS`."""
+    """A function of float32 `[n]`, in double; by its place in `ACTIVATIONS`."""
     for i in prange(x.size):
         value = np.float64(x[i])
         if function == 0:  # silu
