@@ -221,6 +221,8 @@ class _Writer:
                 return self._winners(node, inputs[0])
             case MaxPool():
                 return self._emit("MaxPool", inputs, **self._window(node))
+            case AveragePool() if node.kernel == self.graph.input_types(node)[0].shape[:2] and not any(node.padding):
+                return self._emit("GlobalAveragePool", inputs)  # OpenVINO refuses some of the others
             case AveragePool():
                 return self._emit(
                     "AveragePool", inputs, count_include_pad=int(node.count_padding), **self._window(node)
