@@ -62,7 +62,8 @@ bench-kernels: $(VENV)/.bench
 PEERS ?= onnxruntime openvino torch scipy
 peers: $(PEERS:%=.venv-peers/%/.ready)
 
-# The same functions in all of them; then the tables and pictures.
+# The same functions in all of them; then the tables and pictures. 39 minutes after installation on two Zen 3 cores, with
+# DeepSparse.
 bench-peers: $(VENV)/.bench peers
 	$(BIN)/python bench/against_peers.py --peers '$(PEERS)' --output $(RESULTS)
 	$(BIN)/python bench/report.py
