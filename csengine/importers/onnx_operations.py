@@ -196,9 +196,9 @@ def clip(call: Call) -> Result:
 
 
 def leaky_relu(call: Call) -> Result:
-    given = call.optional(1)
-    slope = np.asarray(call.get("alpha", 0.01) if given is None else given, np.float64)
-    return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
+    x, given = call.tensor(0), call.optional(1)
+    slope = np.asarray(call.get("alpha", 0.01) if given is None else _per_sample(given, x), np.float64)
+    return call.state.builder.leaky_relu(call.name, x, slope)
 
 
 def activation(function: Function, alpha: float = 1.0) -> Callable[[Call], Result]:
@@ -364,8 +364,8 @@ def max_pool(call: Call) -> Result:
 
 def average_pool(call: Call) -> Result:
     counts = bool(call.get("count_include_pad", 0))
-    require(not call.get("ceil_mode"), "has ceil_mode; only whole windows are supported", "pad the image instead")
-    return call.state.builder.average_pool(call.name, call.image(0), *_window(call), counts)
+    x, ceils = call.image(0), bool(call.get("ceil_mode"))
+    return call.state.builder.average_pool(call.name, x, *_window(call), counts, ceils)
 
 
 def _window(call: Call) -> tuple[Any, Any, tuple[int, ...]]:
@@ -451,8 +451,10 @@ def arranging(operation: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 def concat(call: Call) -> Result:
-    values = [call.tensor(i) for i in range(len(call.names))]
-    return call.state.builder.concat(call.name, values, sample_axis(call.get("axis"), values[0]))
+    known = [x if isinstance(x, np.ndarray) else call.tensor(i) for i, x in enumerate(call.operands)]
+    like = next(item for item in known if isinstance(item, Value))
+    values = [_per_sample(item, like) if isinstance(item, np.ndarray) else item for item in known]
+    return sequences.concat(call.state.builder, call.name, values, sample_axis(call.get("axis"), like))
 
 
 def flatten(call: Call) -> Result:
@@ -560,7 +562,9 @@ def softmax(call: Call) -> Result:
 
 
 def shape(call: Call) -> Result:
-    full = call.state.builder.whole_shape(call.tensor(0))
+    operand, builder = call.operand(0), call.state.builder
+    is_top = isinstance(operand, winners.TOP)
+    full = winners.whole_shape(builder, operand) if is_top else builder.whole_shape(call.tensor(0))
     return np.array(full[call.get("start", 0) : call.get("end")], np.int64)
 
 
@@ -690,6 +694,7 @@ REMEDIES: Mapping[str, str] = {
     "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
     **dict.fromkeys(("Mish", "Selu", "Celu", "Softplus", "Softsign"), "retrain with Relu, Elu, Sigmoid or HardSwish"),
+    "LogSoftmax": "if it is last, leave it out and apply it to the result; elsewhere retrain with Relu",
     "InstanceNormalization": "retrain with batch normalization",
     "ConvTranspose": "only networks without upsampling are supported",
     "Resize": "only networks without upsampling are supported",

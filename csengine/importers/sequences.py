@@ -99,6 +99,26 @@ def pool_positions(builder: Builder, name: str, value: Value, kind: type[Node]) 
     return Value(pooled, (1, channels), _in_order((1, 1, channels)))
 
 
+def concat(builder: Builder, name: str, parts: Sequence[Value | Array], axis: int) -> Value:
+    """Tensors joined along an axis of a sample; constants among them (class tokens, coordinates) as activations."""
+    like = next(part for part in parts if isinstance(part, Value))
+    values = [
+        part if isinstance(part, Value) else _constant(builder, f"{name}.{i}", like, axis, part)
+        for i, part in enumerate(parts)
+    ]
+    return builder.concat(name, values, axis)
+
+
+def _constant(builder: Builder, name: str, like: Value, axis: int, constant: Array) -> Value:
+    """The constant, as 0 times a part of some activations, plus the constant."""
+    extent = constant.shape[axis] if constant.ndim == len(like.shape) else 0
+    wanted = (*like.shape[:axis], extent, *like.shape[axis + 1 :])
+    if constant.shape != wanted or extent > like.shape[axis]:
+        raise UnsupportedError(f"joins a constant of shape {constant.shape} and activations of shape {like.shape}")
+    part = take(builder, f"{name}.part", like, axis, range(extent))
+    return builder.affine(f"{name}.constant", part, np.zeros(()), constant)
+
+
 def take(builder: Builder, name: str, value: Value, axis: int, chosen: Sequence[int]) -> Value:
     """The elements at some places of an axis of a sample: whole channels, or positions at equal steps."""
     if not chosen or len(set(chosen)) < len(chosen):
