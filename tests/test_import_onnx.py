@@ -125,6 +125,8 @@ OPERATIONS = {
     "prelu_of_one_slope": (node("PRelu", "x", "s"), {"s": weights(1)}),
     "square": (node("Mul", "x", "x"), {}),
     "maximum": (node("ReduceMax", "x", axes=[2, 3], keepdims=0), {}),
+    "mean_of_rows": (node("ReduceMean", "x", axes=[2], keepdims=0), {}),
+    "maximum_of_columns": (node("ReduceMax", "x", axes=[-1]), {}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
     "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
     "local_response_norm_of_defaults": (node("LRN", "x", size=5), {}),

@@ -511,6 +511,7 @@ OF_PEOPLE: dict[str, tuple[Any, tuple[int, ...]]] = {
     "arranged": (Arranged, (9,)),
     "hooks": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 4))), (6,)),
     "ceiled": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(2, 2, 0, True, False)), (3, 7, 8)),
+    "in_place": (lambda: nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(6, 4)), (6,)),
     "a_layer": (lambda: nn.Conv2d(3, 8, 2), (3, 7, 8)),
 }
 
@@ -524,13 +525,30 @@ def test_modules_as_people_write_them(name: str) -> None:
     graph = load(module, shape)
     x = torch.randn(32, *shape)
     with torch.no_grad():
-        expected = module(x).numpy()
+        expected = module(x.clone()).numpy()
     np.testing.assert_allclose(Engine(Model(graph)).run(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     model, _ = convert(graph, graph.from_caller(x.numpy()))
     results = [Engine(model, backend=backend).run(x) for backend in ("reference", "cpp", "numba")]  # type: ignore[arg-type]
     assert relative_error(results[0], expected) < 0.05
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=0, atol=0.01 * np.abs(expected).max())
+
+
+def test_a_result_of_other_axes_is_a_vector_in_its_order() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 8, 3, (4, 1), 1), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x).relu().mean(2).transpose(1, 2))
+
+    patches = nn.Sequential(nn.Linear(8, 12), nn.Flatten(), nn.Unflatten(1, (3, 6, 10)))
+    for module, shape in ((Columns().eval(), (1, 8, 20)), (patches.eval(), (15, 8))):
+        engine, x = Engine(Model(load(module, shape))), torch.randn(3, *shape)
+        expected = module(x).detach().flatten(1).numpy()
+        assert engine.output_shape == expected.shape[1:]
+        np.testing.assert_allclose(engine.run(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_the_module_does_not_take_is_said() -> None:

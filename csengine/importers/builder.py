@@ -149,7 +149,10 @@ class Builder:
         return Value(self.emit(Input, name, shape=places.shape), shape, places)
 
     def finish(self, value: Value) -> tuple[Graph, Value]:
-        """The graph whose result is this value, in the usual order, without what it does not need; and the result."""
+        """The graph whose result is this value, in the usual order, without what it does not need; and the result.
+
+        What has other axes than the layout is a vector in the source's order.
+        """
         if value.is_whole:
             raise UnsupportedError(
                 f"has shape {value.shape} of a batch of one, which does not begin with the batch, or has nothing after "
@@ -160,7 +163,7 @@ class Builder:
             wanted = wanted.reshape(value.shape)
         elif self.layout == "NCW" and len(value.shape) == 2:
             wanted = image_places(value.shape)
-        elif len(value.shape) == 3 or self.layout == "NWC":
+        elif len(value.shape) == (2 if self.layout == "NWC" else 3) and self.layout != "NCW":
             wanted = standard_places(value.shape)
         result = self.arranged(value, wanted, "result")
         needed = {self.nodes[0].name, result.name}
@@ -448,9 +451,14 @@ class Builder:
 
     def global_pool(self, kind: type[Node], name: str, value: Value) -> Value:
         """The mean or maximum of every channel: `(C, 1, 1)`, of a signal `(C, 1)`."""
+        return self.pool_axes(kind, name, value, range(1, len(value.shape)))
+
+    def pool_axes(self, kind: type[Node], name: str, value: Value, axes: Sequence[int]) -> Value:
+        """The mean or maximum over some axes, but channels, of an image or signal: these have an extent of 1 then."""
         image = self.image(value, name)
-        size = self.types[image.name].shape[:2]
-        return self._standard(self.emit(kind, name, image.name, kernel=size, stride=size), image)
+        size = tuple(n if axis in axes else 1 for axis, n in enumerate(value.shape))[1:]
+        window = (1, *size)[-2:]
+        return self._standard(self.emit(kind, name, image.name, kernel=window, stride=window), image)
 
     def linear(
         self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None = None

@@ -77,17 +77,17 @@ def attention(builder: Builder, name: str, q: Value, k: Value, v: Value, scale: 
 
 
 def reduced(builder: Builder, name: str, value: Value, kind: type[Node], axes: Sequence[int], keeps: bool) -> Value:
-    """The mean or maximum over height and width, or over the positions of a signal (C, W) or a sequence (W, C).
+    """The mean or maximum over height, width or both, or over the positions of a signal (C, W) or a sequence (W, C).
 
     kind: AveragePool or MaxPool. keeps: whether the axes stay, with an extent of 1.
     """
-    channels = 1 if len(value.shape) == 2 and list(axes) == [0] else 0
-    if len(value.shape) < 2 or list(axes) != [axis for axis in range(len(value.shape)) if axis != channels]:
+    is_sequence = len(value.shape) == 2 and list(axes) == [0]
+    if not is_sequence and (len(value.shape) not in (2, 3) or not axes or 0 in axes):
         raise UnsupportedError(
             f"reduces axes {list(axes)} of {value.shape}; only height and width, or positions, are supported"
         )
-    pooled = pool_positions(builder, name, value, kind) if channels else builder.global_pool(kind, name, value)
-    return pooled if keeps else builder.reshape(pooled, (value.shape[channels],))
+    pooled = pool_positions(builder, name, value, kind) if is_sequence else builder.pool_axes(kind, name, value, axes)
+    return pooled if keeps else builder.reshape(pooled, tuple(n for i, n in enumerate(value.shape) if i not in axes))
 
 
 def pool_positions(builder: Builder, name: str, value: Value, kind: type[Node]) -> Value:

@@ -191,7 +191,8 @@ def _run(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Any]:
     parameter = next(module.parameters(), None)
     try:
         with torch.no_grad():
-            return x, module(x if parameter is None else x.to(parameter.device, parameter.dtype))
+            given = x.clone() if parameter is None else x.to(parameter.device, parameter.dtype, copy=True)
+            return x, module(given)  # which may work in place
     except Exception as error:  # noqa: BLE001 - whatever the module's code raises
         return x, error
 
