@@ -254,7 +254,7 @@ def imported(report: Report, path: Path) -> None:
             axes.text(value, place, f" {value:.2f}{precision}", va="center", fontsize=8.5)
         axes.set_yticks(range(len(shown)), [NAMES[peer] for peer in shown])
         axes.invert_yaxis()
-        axes.set_xlim(0, axes.dataLim.x1 * 1.5)
+        axes.set_xlim(0, axes.dataLim.x1 * 1.75)
         axes.set_xlabel("ms per image")
         titled(axes, f"{contest['name']},\nbatch {contest['batch']}")
     figure.suptitle(f"{TYPICAL:.0%} of the weights, one core, each runtime at its best", weight="bold")

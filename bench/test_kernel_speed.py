@@ -26,7 +26,20 @@ from roofline import EMPTY
 
 from csengine import _native, reference
 from csengine.backends import MODES, KernelChoice, cpp
-from csengine.graph import KWTA, Add, AveragePool, Concat, Conv2d, Graph, Input, Linear, MaxPool, Node, Requantization
+from csengine.graph import (
+    KWTA,
+    Add,
+    AveragePool,
+    Concat,
+    Conv2d,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Node,
+    Product,
+    Requantization,
+)
 from csengine.packing import PackedMatrix, pack
 
 Array = NDArray[Any]
@@ -58,6 +71,13 @@ def _residual() -> Graph:
     return _follows(
         (56, 56, 256), Add(name="sum", inputs=("input",) * 2, requantization=_scaling(33000, 40000, shift=17))
     )
+
+
+def _gated() -> Graph:
+    """An image by its largest values: squeeze and excitation without layers."""
+    pool = MaxPool(name="best", inputs=("input",), kernel=(28, 28), stride=(28, 28))
+    product = Product(name="gated", inputs=("input", "best"), requantization=_scaling(33000, shift=23))
+    return Graph((_source((28, 28, 256)), pool, product))
 
 
 def _joined() -> Graph:
@@ -165,6 +185,7 @@ LAYERS: dict[str, tuple[Any, float]] = {
         0.1,
     ),
     "residual addition, 256 at 56²": (_residual, 0.5),
+    "product, 256 at 28² by one position": (_gated, 0.5),
     "concatenation, 256 and 256 at 28²": (_joined, 0.5),
     "max-pool 3×3 by 2, 64 at 112²": (_pooled, 0.5),
     "mean of 7×7, 2048": (_averaged, 0.5),

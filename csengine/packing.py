@@ -29,7 +29,7 @@ _COPIES = (1, 4, 6, 8, 3, 2)  # sets per kernel to try: likely winners first, so
 _MATES = 1024  # fitting kernels looked at while growing one clique: bounds the time
 _SAMPLED_ROWS = 1024  # rows looked at while choosing the least bad collisions: bounds the time
 _TOLERANCE = 0.15  # share of its own blocks with which a kernel may collide and still be overlaid on purpose
-_PATIENCE = 16  # sets in a row that stay half empty, after which a mask counts as unstructured
+_PATIENCE = 16  # sets in a row that stay a third empty, after which a mask counts as unstructured
 _EDGES = 1 << 22  # choices and places matched at once: bounds the memory
 
 
@@ -273,7 +273,7 @@ def _overlay(pattern: np.ndarray, sets: int, set_size: int, rng: np.random.Gener
         if not waiting.size or misses == _PATIENCE:
             break
         group = _grow_set(pattern, waiting, set_size)
-        misses = misses + 1 if 2 * len(group) < set_size else 0
+        misses = misses + 1 if 3 * len(group) < 2 * set_size else 0
         members[t, : len(group)] = group
         waiting = waiting[~np.isin(waiting, group)]
     _fill(members, _ceil_div(max(_COPIES) * pattern.shape[1], sets), pattern.sum(axis=0), rng)

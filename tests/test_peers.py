@@ -26,7 +26,22 @@ from csengine.cli.output import Progress
 from csengine.container import Model
 from csengine.convert import convert
 from csengine.errors import QuantizationError
-from csengine.graph import KWTA, AveragePool, Clip, Conv2d, Graph, Input, Linear, MaxPool, Relu, Reshape
+from csengine.graph import (
+    FUNCTIONS,
+    KWTA,
+    Activation,
+    Affine,
+    AveragePool,
+    Clip,
+    Conv2d,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Product,
+    Relu,
+    Reshape,
+)
 from csengine.peers import catalogue, functions
 
 REAL_PLACE = catalogue.directory()
@@ -63,6 +78,26 @@ def network(winners: bool = True, layout: Any = "NCHW") -> Model:
     ]
     model, _ = convert(Graph(tuple(nodes), layout), rng.random((16, 8, 8, 3), np.float32))
     return model if winners else functions.without_winners(model)
+
+
+def gated(function: Any, integer: bool = True) -> Model:
+    """A convolution, an activation, squeeze and excitation, and a factor per channel."""
+    rng = np.random.default_rng(4)
+    alpha = {"alpha": 0.3} if FUNCTIONS[function] else {}
+    weights = {name: rng.normal(size=size).astype(np.float32) for name, size in (("conv", (27, 8)), ("gate", (8, 8)))}
+    scale, shift = rng.normal(size=(2, 8)).astype(np.float32)
+    nodes = (
+        Input(name="input", inputs=(), shape=(6, 6, 3)),
+        Conv2d(name="conv", inputs=("input",), weight=weights["conv"], kernel=(3, 3)),
+        Activation(name="act", inputs=("conv",), function=function, **alpha),
+        AveragePool(name="mean", inputs=("act",), kernel=(4, 4), stride=(4, 4)),
+        Conv2d(name="gate", inputs=("mean",), weight=weights["gate"], kernel=(1, 1)),
+        Activation(name="open", inputs=("gate",), function="hard_sigmoid", alpha=1 / 6),
+        Product(name="gated", inputs=("act", "open")),
+        Affine(name="scaled", inputs=("gated",), scale=scale, shift=shift),
+    )
+    samples = rng.random((16, 6, 6, 3), np.float32) if integer else None
+    return convert(Graph(nodes, "NCHW"), samples)[0]
 
 
 def layer() -> Model:
@@ -120,6 +155,7 @@ def test_csengine_against_scipy_and_torch(environments: Callable[..., None]) -> 
 def test_torch_computes_the_same_network(environments: Callable[..., None]) -> None:
     environments("torch")
     models = [network(winners, layout) for winners in (True, False) for layout in ("NCHW", "NHWC")]
+    models += [gated(function, integer) for function in FUNCTIONS for integer in (True, False)]
     for outcome in hold(*(Entry("torch", "fp32", "f", model, batch(model, 6), 3) for model in models), runs=1):
         assert outcome.failure == ""
         assert outcome.error < 1e-6
@@ -239,6 +275,13 @@ def test_suited_variants() -> None:
     assert catalogue.suited("deepsparse", functions.real(network().graph)) == ("fp32",)
 
 
+def unoptimized(ort: Any, model: Any) -> Any:
+    """A session of ONNX Runtime that computes in float sums, which cannot saturate."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+
 def test_weights_of_seven_bits() -> None:
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     onnx_form = importlib.import_module("csengine.peers.onnx_form")
@@ -254,13 +297,23 @@ def test_weights_of_seven_bits() -> None:
             if constant.data_type == onnx.TensorProto.INT8
         )
         assert largest == (127 if bits == 8 else 64)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = (
-            ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        )  # float sums, which cannot saturate
-        session = ort.InferenceSession(written.model.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = unoptimized(ort, written.model)
         errors.append(functions.relative_error(session.run(None, {"input": x})[0], wanted))
     assert errors[0] < 0.01 < errors[1] < catalogue.TOLERANCE["int8"]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_onnx_forms_of_activations_and_products(function: str) -> None:
+    pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    onnx_form = importlib.import_module("csengine.peers.onnx_form")
+    for form, integer in (("float", False), ("float", True), ("qdq", True)):
+        graph = gated(function, integer).graph
+        x = batch(Model(graph), 4)
+        written = onnx_form.write(graph, form, len(x))
+        got = unoptimized(ort, written.model).run(None, {"input": x})[0]
+        error = functions.relative_error(got, functions.expected(graph, x, exact=form == "qdq"))
+        assert error < (0.02 if form == "qdq" else 1e-5)
 
 
 def test_relative_error() -> None:
@@ -356,7 +409,10 @@ def test_installed_peers_compute_the_function(peer: str) -> None:
     except BackendUnavailableError:
         pytest.skip(f"{peer} is not installed in {REAL_PLACE}")
     entries = []
-    for model in (network(), network(winners=False), layer()):
+    models = [network(), network(winners=False), layer()]
+    if peer != "deepsparse":  # which knows integer convolutions only in front of the functions that it fuses
+        models += [gated("hard_swish"), gated("silu", integer=False)]
+    for model in models:
         variants = [name for name in catalogue.suited(peer, model.graph) if "compiled" not in name]
         entries += [Entry(peer, variant, "f", model, batch(model, 4), 2) for variant in variants]
     assert [outcome.failure for outcome in hold(*entries, runs=1) if outcome.failure] == []

@@ -23,6 +23,7 @@ std::unique_ptr<Step> linear_masks(const LayerSpec&);
 std::unique_ptr<Step> pool(const PoolSpec&);
 std::unique_ptr<Step> lookup(const LookupSpec&);
 std::unique_ptr<Step> add(const AddSpec&);
+std::unique_ptr<Step> product(const ProductSpec&);
 std::unique_ptr<Step> concat(const ConcatSpec&);
 std::unique_ptr<Step> local_response_norm(const LocalResponseNormSpec&);
 std::unique_ptr<Step> gelu(const GeluSpec&);

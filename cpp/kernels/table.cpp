@@ -136,7 +136,9 @@ const std::vector<Kernel<AddSpec>>& kernels() {
 
 template <>
 const std::vector<Kernel<ProductSpec>>& kernels() {
-    static const std::vector<Kernel<ProductSpec>> table = {{"product", Tier::scalar, Mode::none, scalar::product}};
+    static const std::vector<Kernel<ProductSpec>> table = {
+        {"product", Tier::scalar, Mode::none, scalar::product},
+        CS_X86({"product_vector", Tier::avx2, Mode::none, avx2::product})};
     return table;
 }
 

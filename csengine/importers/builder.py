@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import permutations
 from math import prod
 from typing import Any, TypeAlias
 
@@ -278,8 +279,11 @@ class Builder:
 
     def affine(self, name: str, value: Value, scale: Array, shift: Array) -> Value:
         """`x * scale + shift` for constants that broadcast to a sample's shape."""
-        if np.allclose(scale, 1 / 6, rtol=1e-6) and not np.any(shift) and (source := self._six_shares_of(value.name)):
-            return self.activation(name, replace(value, name=source), "hard_sigmoid", 1 / 6)
+        if np.allclose(scale, 1 / 6, rtol=1e-6) and not np.any(shift):
+            if source := self._six_shares_of(value.name):
+                return self.activation(name, replace(value, name=source), "hard_sigmoid", 1 / 6)
+            if source := self._six_swishes_of(value.name):
+                return self.activation(name, replace(value, name=source), "hard_swish")
         if len(value.shape) == 1 and np.size(scale) * np.size(shift) > 1:  # one of each per element
             value = self.vector(value, f"{name}.flat")
         full = [self._per_element(value, constant) for constant in (scale, shift)]
@@ -302,6 +306,13 @@ class Builder:
         shifted = self.made(clip.inputs[0])
         is_three = isinstance(shifted, Affine) and bool((shifted.scale == 1).all() and (shifted.shift == 3).all())
         return shifted.inputs[0] if is_three else None
+
+    def _six_swishes_of(self, name: str) -> str | None:
+        """x, if a tensor is `x * clip(x + 3, 0, 6)`."""
+        product = self.made(name)
+        if not isinstance(product, Product):
+            return None
+        return next((x for x, gate in permutations(product.inputs) if self._six_shares_of(gate) == x), None)
 
     def made(self, name: str) -> Node:
         """The node that gives a tensor."""

@@ -29,6 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from csengine.errors import UnsupportedModelError
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
     Affine,
     AveragePool,
@@ -41,6 +42,7 @@ from csengine.graph import (
     Linear,
     MaxPool,
     Node,
+    Product,
     Relu,
     Reshape,
     Softmax,
@@ -213,16 +215,22 @@ class _Writer:
                 bounds = real_bounds(self.graph, node)
                 limits = ["" if bound is None else self._constant(bound, np.float32) for bound in bounds]
                 return self._emit("Clip", [*inputs, *limits])
+            case Activation():
+                return self._activation(node, inputs[0])
             case KWTA():
                 return self._winners(node, inputs[0])
             case MaxPool():
                 return self._emit("MaxPool", inputs, **self._window(node))
+            case AveragePool() if node.kernel == self.graph.input_types(node)[0].shape[:2] and not any(node.padding):
+                return self._emit("GlobalAveragePool", inputs)  # OpenVINO refuses some of the others
             case AveragePool():
                 return self._emit(
                     "AveragePool", inputs, count_include_pad=int(node.count_padding), **self._window(node)
                 )
             case Add():
                 return self._emit("Add", inputs)
+            case Product():
+                return self._emit("Mul", inputs)
             case Concat():
                 return self._emit("Concat", inputs, axis=1)
             case Affine():
@@ -256,6 +264,24 @@ class _Writer:
         shape = self._constant([self.batch, *after], np.int64)
         result = self._emit("Reshape", [source, shape])
         return self._emit("Transpose", [result], perm=[0, 3, 1, 2]) if len(after) == 3 else result
+
+    def _activation(self, node: Activation, x: str) -> str:
+        match node.function:
+            case "sigmoid":
+                return self._emit("Sigmoid", [x])
+            case "tanh":
+                return self._emit("Tanh", [x])
+            case "silu":
+                inner = x if node.alpha == 1.0 else self._emit("Mul", [x, self._constant(node.alpha, np.float32)])
+                return self._emit("Mul", [x, self._emit("Sigmoid", [inner])])
+            case "hard_sigmoid":
+                return self._emit("HardSigmoid", [x], alpha=node.alpha, beta=0.5)
+            case "hard_swish":
+                return self._emit("Mul", [x, self._emit("HardSigmoid", [x], alpha=1 / 6, beta=0.5)])
+            case "elu":
+                return self._emit("Elu", [x], alpha=node.alpha)
+            case "leaky_relu":
+                return self._emit("LeakyRelu", [x], alpha=node.alpha)
 
     def _winners(self, node: KWTA, source: str) -> str:
         kind = self.graph.types[node.name]

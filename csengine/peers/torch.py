@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from csengine.container import Model
 from csengine.errors import UnsupportedModelError
 from csengine.graph import (
     KWTA,
+    Activation,
     Add,
+    Affine,
     AveragePool,
     Clip,
     Concat,
@@ -22,6 +25,7 @@ from csengine.graph import (
     Linear,
     MaxPool,
     Node,
+    Product,
     Relu,
     Reshape,
     Softmax,
@@ -99,6 +103,10 @@ def _step(graph: Graph, node: Node, image: functions.Image | None, csr: bool) ->
             return nn.ReLU()
         case Clip():
             return Bounds(node.minimum, node.maximum)
+        case Activation():
+            return Elementwise(node)
+        case Affine():
+            return Scale(node, len(graph.types[node.name].shape))
         case MaxPool() if node.padding[:2] == node.padding[2:]:
             return nn.MaxPool2d(node.kernel, node.stride, node.padding[:2])
         case AveragePool() if node.padding[:2] == node.padding[2:]:
@@ -113,6 +121,8 @@ def _step(graph: Graph, node: Node, image: functions.Image | None, csr: bool) ->
             return nn.Softmax(dim=1)
         case Add():
             return Sum()
+        case Product():
+            return Factor()
         case Concat():
             return Join()
     raise UnsupportedModelError(f"{node.name}: no PyTorch form of this {type(node).__name__}")
@@ -192,6 +202,50 @@ class Bounds(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The shape of x."""
         return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
+
+
+class Elementwise(nn.Module):
+    """A function of every element."""
+
+    def __init__(self, node: Activation) -> None:
+        super().__init__()
+        alpha = node.alpha
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "sigmoid": torch.sigmoid,
+            "tanh": torch.tanh,
+            "silu": functional.silu if alpha == 1.0 else lambda x: x * torch.sigmoid(alpha * x),
+            "hard_sigmoid": lambda x: (alpha * x + 0.5).clamp(0.0, 1.0),
+            "hard_swish": functional.hardswish,
+            "elu": lambda x: functional.elu(x, alpha),
+            "leaky_relu": lambda x: functional.leaky_relu(x, alpha),
+        }
+        self.function = functions[node.function]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return self.function(x)
+
+
+class Scale(nn.Module):
+    """A factor and a summand per channel."""
+
+    def __init__(self, node: Affine, axes: int) -> None:
+        super().__init__()
+        shape = (-1, 1, 1) if axes == 3 else (-1,)
+        self.scale = nn.Parameter(torch.from_numpy(node.scale.reshape(shape).copy()), requires_grad=False)
+        self.shift = nn.Parameter(torch.from_numpy(node.shift.reshape(shape).copy()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return x * self.scale + self.shift
+
+
+class Factor(nn.Module):
+    """Element-wise product; the second may have one position."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The shape of a."""
+        return a * b
 
 
 class Sum(nn.Module):
