@@ -505,6 +505,29 @@ class Arranged(nn.Module):
         return torch.cat([self.left(x), self.right(x)], -1)[..., ::2, None].mean((2, 3))
 
 
+class Doubled(nn.Linear):
+    """A layer of one's own that will be masked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * super().forward(x)
+
+
+def masked(module: Any) -> Any:
+    prune(module, 0.5, keep=())
+    return module
+
+
+class Embedded(nn.Module):
+    """Places that are looked up, for which no activations are needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.head = nn.Embedding(7, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + self.places(torch.arange(7)))
+
+
 OF_PEOPLE: dict[str, tuple[Any, tuple[int, ...]]] = {
     "causal": (lambda: nn.Sequential(Causal(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)), (2, 12)),
     "standardized": (lambda: nn.Sequential(Standardized(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), (3, 6, 5)),
@@ -512,6 +535,8 @@ OF_PEOPLE: dict[str, tuple[Any, tuple[int, ...]]] = {
     "arranged": (Arranged, (9,)),
     "hooks": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 4))), (6,)),
     "ceiled": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(2, 2, 0, True, False)), (3, 7, 8)),
+    "masked": (lambda: masked(nn.Sequential(nn.Linear(6, 8), Doubled(8, 4))), (6,)),
+    "embedded": (Embedded, (7, 8)),
     "in_place": (lambda: nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(6, 4)), (6,)),
     "a_layer": (lambda: nn.Conv2d(3, 8, 2), (3, 7, 8)),
 }

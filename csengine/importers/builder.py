@@ -567,7 +567,8 @@ class Builder:
         scope = self._scope(value, axes)
         if scope is None:
             raise UnsupportedError(
-                f"chooses winners along axes {tuple(axes)} of {value.shape}; only channels or whole samples compete"
+                f"chooses winners along axes {tuple(axes)} of {value.shape}; only channels or whole samples compete",
+                "transpose a signal (C, W) to (W, C) before k-winners, and back",
             )
         if factor is not None and scope == "local":
             factor = self.per_channel(value, factor)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from csengine import reference
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
@@ -220,7 +221,11 @@ class _Tracer(fx.Tracer):
     """Does not look into modules that have a counterpart."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return operation_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        if operation_of(m) is not None:
+            return True
+        if parametrize.is_parametrized(m) and not type(m).__bases__[0].__module__.startswith("torch."):
+            return False  # its class, which parametrizing made, is one of PyTorch's
+        return super().is_leaf_module(m, module_qualified_name)
 
 
 class _Importer:
@@ -294,10 +299,13 @@ class _Importer:
             return operator.attrgetter(str(node.target))(self.module)
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
+            arguments, others = self._resolve(node.args), self._resolve(node.kwargs)
+            if not _holds_activations((arguments, others)):
+                return _compute(layer, arguments, others)
             if (operation := operation_of(layer)) is None:
                 known = ", ".join(kind.__name__ for kind in MODULES)
                 raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
-            tensors, options = _called(layer, self._resolve(node.args), self._resolve(node.kwargs))
+            tensors, options = _called(layer, arguments, others)
             return operation(self.builder, str(node.target), *tensors, layer, **options)
         return self._call_function(node)
 
