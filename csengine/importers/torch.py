@@ -298,16 +298,20 @@ class _Importer:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.module)
         if node.op == "call_module":
-            layer = self.module.get_submodule(str(node.target))
-            arguments, others = self._resolve(node.args), self._resolve(node.kwargs)
-            if not _holds_activations((arguments, others)):
-                return _compute(layer, arguments, others)
-            if (operation := operation_of(layer)) is None:
-                known = ", ".join(kind.__name__ for kind in MODULES)
-                raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
-            tensors, options = _called(layer, arguments, others)
-            return operation(self.builder, str(node.target), *tensors, layer, **options)
+            return self._call_module(node, self.module.get_submodule(str(node.target)))
         return self._call_function(node)
+
+    def _call_module(self, node: fx.Node, layer: nn.Module) -> Any:
+        operation, names = operation_of(layer), [source.name for source in node.all_input_nodes]
+        reads_activations = _holds_activations([self.known.get(name) for name in names])
+        if operation is None and (reads_activations or not self.known.keys() >= set(names)):
+            known = ", ".join(kind.__name__ for kind in MODULES)
+            raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
+        arguments, others = self._resolve(node.args), self._resolve(node.kwargs)
+        if operation is None or not reads_activations:
+            return _compute(layer, arguments, others)
+        tensors, options = _called(layer, arguments, others)
+        return operation(self.builder, str(node.target), *tensors, layer, **options)
 
     def _call_function(self, node: fx.Node) -> Any:
         arguments = self._resolve(node.args)
