@@ -102,6 +102,21 @@ def test_spreading_removes_the_same_share_but_not_from_every_layer_alike() -> No
     assert spread[0].density > 1.3 * spread[1].density
 
 
+def test_the_zeros_between_dilated_taps_count_as_nothing() -> None:
+    taps = RNG.standard_normal((64, 32)).astype(np.float32)
+    dilated = np.concatenate([taps[:32], np.zeros((96, 32), np.float32), taps[32:]])
+    nodes: list[Any] = [
+        Input(name="input", inputs=(), shape=(1, 20, 32)),
+        Conv2d(name="plain", inputs=("input",), weight=taps, kernel=(1, 2)),
+        Conv2d(name="dilated", inputs=("plain",), weight=dilated, kernel=(1, 5)),
+    ]
+    for spread in (False, True):
+        pruned, (plain, wide) = prune(Graph(tuple(nodes)), 0.8, keep=(), spread=spread)
+        left = [np.count_nonzero(layers(pruned)[name].weight) for name in ("plain", "dilated")]
+        assert left[1] == pytest.approx(left[0], rel=0.2)
+        assert wide.unstructured == pytest.approx(plain.unstructured, rel=0.15)
+
+
 def test_single_layers_have_their_own_sparsity() -> None:
     losses = {loss.name: loss for loss in prune(network(), 0.5, layers={"output": 0.75, "conv": 0.9})[1]}
     assert losses["output"].density == pytest.approx(0.25)

@@ -201,7 +201,8 @@ def _run(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Any]:
 def _check(graph: Graph, x: Tensor, answer: Any) -> None:
     """Raise UnsupportedModelError unless the graph gives for x what the module gave."""
     if not isinstance(answer, Tensor):
-        raise UnsupportedModelError(f"the module gives a {type(answer).__name__}; expected one tensor")
+        given = "an error" if isinstance(answer, Exception) else f"a {type(answer).__name__}"
+        raise UnsupportedModelError(f"the module gives {given}; expected one tensor")
     wanted = answer.float().cpu().numpy()
     got = graph.to_caller(reference.run(graph, graph.from_caller(x.numpy())))
     if got.size != wanted.size:
