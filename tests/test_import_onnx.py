@@ -125,6 +125,14 @@ OPERATIONS = {
     "prelu_of_one_slope": (node("PRelu", "x", "s"), {"s": weights(1)}),
     "square": (node("Mul", "x", "x"), {}),
     "maximum": (node("ReduceMax", "x", axes=[2, 3], keepdims=0), {}),
+    "softmax_of_anything": (
+        [
+            helper.make_node("Softmax", ["x"], ["s"], axis=3),
+            helper.make_node("IsNaN", ["s"], ["n"]),
+            node("Where", "n", "z", "s"),
+        ],
+        {"z": np.float32(0)},
+    ),
     "mean_of_rows": (node("ReduceMean", "x", axes=[2], keepdims=0), {}),
     "maximum_of_columns": (node("ReduceMax", "x", axes=[-1]), {}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
@@ -136,7 +144,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation(name: str) -> None:
     made, constants = OPERATIONS[name]
-    assert_same(model_of([made], constants))
+    assert_same(model_of(made if isinstance(made, list) else [made], constants))
 
 
 def test_flattened_images_reorder_the_rows_of_the_next_layer() -> None:
@@ -267,6 +275,8 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ),
     ([node("Concat", "x", "c", axis=2)], {"c": weights(1, 6, 1, 7)}, r"joins a constant of shape \(6, 1, 7\)"),
     ([node("LogSoftmax", "x")], {}, "if it is last, leave it out"),
+    ([helper.make_node("IsNaN", ["x"], ["n"]), node("Where", "n", "x", "r")], {"r": np.float32(0)}, "operand 2"),
+    ([helper.make_node("IsNaN", ["x"], ["n"]), node("Cast", "n", to=TensorProto.FLOAT)], {}, "reads an IsNaN"),
     (
         [helper.make_node("Slice", ["x", "a", "b", "a"], ["s"]), node("Mul", "x", "s")],
         {"a": np.int64([1]), "b": np.int64([2])},

@@ -39,6 +39,13 @@ class NormalShare:
     factor: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Nowhere:
+    """Where activations are not numbers: nowhere, for inputs and weights that are finite. `source`: the activations."""
+
+    source: Value
+
+
 @dataclass
 class State:
     """What is known while the nodes are walked.
@@ -89,6 +96,8 @@ class Call:
         value = self.operand(i)
         if isinstance(value, NormalShare):
             raise UnsupportedError("reads an error function, which is supported only as a part of GELU")
+        if isinstance(value, Nowhere):
+            raise UnsupportedError("reads an IsNaN, which is supported only to choose between what it is of and others")
         if isinstance(value, winners.Symbol):
             raise UnsupportedError(f"reads {value.what}, which is supported only as a part of k-winners", winners.FORMS)
         if isinstance(value, Repeated):
@@ -271,6 +280,21 @@ def subtract(call: Call) -> Result:
     if isinstance(a, np.ndarray):
         return builder.affine(call.name, y, -one, _per_sample(a, y))
     return builder.add(call.name, call.tensor(0), builder.affine(f"{call.name}.negative", y, -one, none))
+
+
+def is_nan(call: Call) -> Nowhere:
+    return Nowhere(call.tensor(0))
+
+
+def where(call: Call) -> Any:
+    """A choice of winners; or of zeros where a mask left nothing to attend to, so that softmax gave no numbers."""
+    chosen = call.operand(0)
+    if not isinstance(chosen, Nowhere):
+        return winners.where(call)
+    x = call.tensor(2)
+    fits = x.name == chosen.source.name and np.size(call.constant(1)) == 1
+    require(fits, "chooses by an IsNaN of something else, or more than one number instead")
+    return x
 
 
 def gelu(call: Call) -> Result:
@@ -658,6 +682,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Neg": negate,
     "Gelu": gelu,
     "Erf": erf,
+    "IsNaN": is_nan,
     "LayerNormalization": layer_norm,
     "LRN": local_response_norm,
     "Attention": attention,
@@ -679,6 +704,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "QuantizeLinear": quantize,
     "DequantizeLinear": same,
     **winners.OPERATIONS,
+    "Where": where,
     "Slice": part,
     "Gather": pick,
 }

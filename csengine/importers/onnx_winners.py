@@ -238,5 +238,4 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Greater": comparison(is_less=False, or_equal=False),
     "GreaterOrEqual": comparison(is_less=False, or_equal=True),
     "Not": negate_mask,
-    "Where": where,
 }
