@@ -328,6 +328,7 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("Conv", "x", "w")], {"w": weights(4, 5, 3, 3)}, "kernels of 45 inputs; expected 54"),
     ([node("Conv", "x", "w")], {"w": weights(4, 6, 12, 12)}, "larger than its padded input"),
     ([node("Transpose", "x", perm=[0, 1])], {}, "does not fit what it reads"),
+    ([node("Expand", "x", "e")], {"e": np.ones(70, np.int64)}, "does not fit what it reads"),
     ([node("Concat", "x", "x", axis=7)], {}, "along the batch axis|does not fit"),
     ([node("Mul", "x", "c")], {"c": weights(5, 1, 1)}, "a constant of shape"),
     ([node("Mul", "x", "c")], {"c": np.full((6, 1, 1), np.nan, np.float32)}, "not finite"),
