@@ -130,7 +130,7 @@ def _prune_layer(
 def measure_loss(name: str, weight: NDArray[Any], mask: ComplementaryMask) -> LayerLoss:
     """What a mask leaves of a matrix [R, O]."""
     power = np.square(weight, dtype=np.float64).ravel()
-    total, count = power.sum() or 1.0, int(mask.matrix.sum())
+    total, count = power.sum() or 1.0, int(np.count_nonzero(weight[mask.matrix]))
     best = np.partition(power, power.size - count)[power.size - count :].sum() / total if count else 0.0
     kept = float(power[mask.matrix.ravel()].sum() / total)
     rows, kernels = weight.shape
@@ -140,13 +140,20 @@ def measure_loss(name: str, weight: NDArray[Any], mask: ComplementaryMask) -> La
 def _spread(layers: Collection[Layer], sparsity: float, block: tuple[int, int]) -> dict[str, float]:
     """Densities of single layers so that together they lose this share: blocks compete by their layer-adaptive score.
 
+    The zeros between dilated taps do not count.
+
     The score (Lee et al. 2021, arXiv 2010.07611) is a block's strength over that of all that are at least as strong.
     """
     _checked(sparsity)
-    scores = {node.name: _scores(block_strength(node.dense_weight, block)) for node in layers}
+    scores = {node.name: _scores(_of_inputs(block_strength(node.dense_weight, block))) for node in layers}
     everything = np.concatenate(list(scores.values())) if scores else np.zeros(1)
     threshold = np.quantile(everything, sparsity)
     return {name: max(float((score > threshold).mean()), 1e-6) for name, score in scores.items()}
+
+
+def _of_inputs(strength: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The strengths [R, O] of the rows that weigh an input, as those between the taps of a dilated kernel do not."""
+    return strength[strength.any(axis=1)]
 
 
 def _scores(strength: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -80,11 +80,22 @@ OPERATIONS = {
     "max_pool": (node("MaxPool", "x", kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]), {}),
     "average_pool": (node("AveragePool", "x", kernel_shape=[3, 3], strides=[2, 1], pads=[1, 1, 1, 1]), {}),
     "average_pool_counted": (node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1), {}),
+    "average_pool_ceil": (
+        node("AveragePool", "x", kernel_shape=[4, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1),
+        {},
+    ),
+    "average_pool_ceil_without_padding": (
+        node("AveragePool", "x", kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1),
+        {},
+    ),
     "global_average": (node("GlobalAveragePool", "x"), {}),
     "mul": (node("Mul", "x", "c"), {"c": weights(1, 6, 1, 1)}),
     "add_constant": (node("Add", "c", "x"), {"c": weights(6, 1, 1)}),
     "add_twice": (node("Add", "x", "x"), {}),
     "concat": (node("Concat", "x", "x", axis=1), {}),
+    "concat_rows": (node("Concat", "x", "x", axis=2), {}),
+    "concat_constant": (node("Concat", "c", "x", axis=1), {"c": weights(1, 2, 9, 8)}),
+    "concat_constant_column": (node("Concat", "x", "c", axis=-1), {"c": weights(1, 6, 9, 1)}),
     "softmax": (node("Softmax", "x", axis=1), {}),
     "identity": (node("Identity", "x"), {}),
     "conv_dilated": (node("Conv", "x", "w", dilations=[2, 3], pads=[2, 1, 0, 3]), {"w": weights(4, 6, 3, 2)}),
@@ -110,9 +121,12 @@ OPERATIONS = {
     "hard_sigmoid_of_defaults": (node("HardSigmoid", "x"), {}),
     "hard_swish": (node("HardSwish", "x"), {}),
     "elu": (node("Elu", "x", alpha=0.6), {}),
+    "prelu_of_a_batch": (node("PRelu", "x", "s"), {"s": weights(1, 6, 1, 1)}),
     "prelu_of_one_slope": (node("PRelu", "x", "s"), {"s": weights(1)}),
     "square": (node("Mul", "x", "x"), {}),
     "maximum": (node("ReduceMax", "x", axes=[2, 3], keepdims=0), {}),
+    "mean_of_rows": (node("ReduceMean", "x", axes=[2], keepdims=0), {}),
+    "maximum_of_columns": (node("ReduceMax", "x", axes=[-1]), {}),
     "layer_norm": (node("LayerNormalization", "x", "s", "b"), {"s": weights(8), "b": weights(8)}),
     "local_response_norm": (node("LRN", "x", size=3, alpha=0.4, beta=0.6, bias=2.0), {}),
     "local_response_norm_of_defaults": (node("LRN", "x", size=5), {}),
@@ -246,7 +260,15 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("Conv", "x", "w", pads=[1, 1])], {"w": weights(4, 6, 3, 3)}, r"has pads \(1, 1\) of 2 axes"),
     ([node("Conv", "x", "w", dilations=[9999, 9999])], {"w": weights(4, 6, 3, 3)}, "makes kernels of .* taps"),
     ([helper.make_node("Relu", ["x"], ["v"]), node("Conv", "x", "v")], {}, "computes operand 1 at run time"),
-    ([node("AveragePool", "x", kernel_shape=[2, 2], ceil_mode=1)], {}, "ceil_mode"),
+    (
+        [node("AveragePool", "x", kernel_shape=[4, 4], strides=[2, 2], pads=[1] * 4, ceil_mode=1, count_include_pad=1)],
+        {},
+        "ceil_mode and counts its padding",
+    ),
+    ([node("Concat", "x", "c", axis=2)], {"c": weights(1, 6, 1, 7)}, r"joins a constant of shape \(6, 1, 7\)"),
+    ([node("LogSoftmax", "x")], {}, "if it is last, leave it out"),
+    ([helper.make_node("IsNaN", ["x"], ["n"]), node("Where", "n", "x", "r")], {"r": np.float32(0)}, "operand 2"),
+    ([helper.make_node("IsNaN", ["x"], ["n"]), node("Cast", "n", to=TensorProto.FLOAT)], {}, "reads an IsNaN"),
     (
         [helper.make_node("Slice", ["x", "a", "b", "a"], ["s"]), node("Mul", "x", "s")],
         {"a": np.int64([1]), "b": np.int64([2])},
@@ -306,6 +328,7 @@ REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
     ([node("Conv", "x", "w")], {"w": weights(4, 5, 3, 3)}, "kernels of 45 inputs; expected 54"),
     ([node("Conv", "x", "w")], {"w": weights(4, 6, 12, 12)}, "larger than its padded input"),
     ([node("Transpose", "x", perm=[0, 1])], {}, "does not fit what it reads"),
+    ([node("Expand", "x", "e")], {"e": np.ones(70, np.int64)}, "does not fit what it reads"),
     ([node("Concat", "x", "x", axis=7)], {}, "along the batch axis|does not fit"),
     ([node("Mul", "x", "c")], {"c": weights(5, 1, 1)}, "a constant of shape"),
     ([node("Mul", "x", "c")], {"c": np.full((6, 1, 1), np.nan, np.float32)}, "not finite"),
@@ -390,6 +413,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 IMAGE_PADS = np.int64([0, 0, 1, 0, 0, 0, 2, 1])
 CHAINS = {
+    "guarded_softmax": [
+        helper.make_node("Softmax", ["x"], ["s"], axis=3),
+        helper.make_node("IsNaN", ["s"], ["n"]),
+        node("Where", "n", "nothing", "s"),
+    ],
     "gate": [
         helper.make_node("GlobalAveragePool", ["x"], ["p"]),
         helper.make_node("Sigmoid", ["p"], ["s"]),
@@ -445,6 +473,7 @@ CHAINS = {
 
 
 CHAIN_CONSTANTS = {
+    "nothing": np.float32(0),
     "whole": np.int64([1, 6, 9, 8]),
     "pads": IMAGE_PADS,
     "low": np.float32(-np.inf),
@@ -503,6 +532,14 @@ WINNERS = {
         helper.make_node("ScatterElements", ["zeros", "indices", "ones"], ["mask"], axis=1),
         node("Mul", "x", "mask"),
     ],
+    "scatter_mask_of_its_shape": [
+        *top(),
+        ZEROS,
+        helper.make_node("Shape", ["indices"], ["shape"]),
+        helper.make_node("Expand", ["single", "shape"], ["all"]),
+        helper.make_node("ScatterElements", ["zeros", "indices", "all"], ["mask"], axis=1),
+        node("Mul", "x", "mask"),
+    ],
     "least_by_number": [
         *top(),
         helper.make_node("Gather", ["values", "last"], ["v"], axis=1),
@@ -557,6 +594,7 @@ WINNERS = {
 WINNER_CONSTANTS = {
     "extents": np.int64([1, 6, 9, 8]),
     "ones": np.ones((1, 3, 9, 8), np.float32),
+    "single": np.float32(1),
     "minus": np.int64([-1]),
     "last": np.int64(-1),
     "one": np.int64([1]),

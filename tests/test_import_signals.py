@@ -236,7 +236,7 @@ def test_a_signal_of_one_channel_needs_no_reshape() -> None:
     [
         (nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), "padding mode 'circular'"),
         (nn.MaxPool1d(2, return_indices=True), "return_indices"),
-        (nn.AvgPool1d(2, ceil_mode=True), "ceil_mode"),
+        (nn.AvgPool1d(4, 2, 1, ceil_mode=True), "ceil_mode"),
         (nn.AdaptiveAvgPool1d(2), "adaptive pooling to 2 of an image of 9 is not supported"),
         (nn.MaxPool2d(2), "slides 2-D windows over shape \\(4, 9\\)"),
         (nn.ConstantPad1d((0, -1), 0.0), "pads"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -164,10 +165,10 @@ def test_convert_without_calibration_stays_float32_and_packs_by_default_only_wha
     ("layer", "reason"),
     [
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding mode 'reflect'"),
-        (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
+        (nn.AvgPool2d(4, 2, 1, ceil_mode=True), "ceil_mode and counts its padding"),
         (nn.AdaptiveAvgPool2d(2), "adaptive pooling to 2 of an image of 9 x 9 .*; choose sizes that divide"),
         (nn.MaxPool2d(2, return_indices=True), "return_indices"),
-        (nn.GroupNorm(1, 3), r"0 \(GroupNorm\): has no counterpart; train with BatchNorm2d"),
+        (nn.GroupNorm(1, 3), r"0 \(GroupNorm\): has no counterpart; train with batch norm"),
         (nn.LogSigmoid(), r"0 \(LogSigmoid\): has no counterpart; if it is last, leave it out"),
         (nn.ConvTranspose2d(3, 4, 2), r"0 \(ConvTranspose2d\): .*upsampling are not supported; import the parts"),
         (nn.BatchNorm2d(3, track_running_stats=False), "running statistics"),
@@ -458,6 +459,165 @@ def test_a_graph_that_computes_something_else_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"differs from the module .* operations in place"):
         load(InPlace(), (6,))
     assert load(InPlace(), (6,), check=False).output_type.shape == (6,)
+
+
+class Causal(nn.Conv1d):
+    """A layer that overrides what its class does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(functional.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+class Standardized(nn.Conv2d):
+    """Weights that are computed, by functions and methods, when the layer runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        weight = weight / weight.flatten(1).std(dim=1).view(-1, 1, 1, 1)
+        return functional.conv2d(x, weight, self.bias, self.stride, "same")
+
+
+class Patches(nn.Module):
+    """A vision transformer: a class token before the patches, layers called by keyword, the token's result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8))
+        self.places, self.norm = nn.Parameter(torch.randn(1, 10, 8)), nn.LayerNorm(8)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        x = x + self.attention(query=x, key=x, value=x, need_weights=False)[0]
+        return self.head(input=self.norm(x)[:, 0])
+
+
+class Arranged(nn.Module):
+    """New axes, and signals joined along their positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv1d(1, 4, 3), nn.Conv1d(1, 4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, None]
+        return torch.cat([self.left(x), self.right(x)], -1)[..., ::2, None].mean((2, 3))
+
+
+class Doubled(nn.Linear):
+    """A layer of one's own that will be masked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * super().forward(x)
+
+
+def masked(module: Any) -> Any:
+    prune(module, 0.5, keep=())
+    return module
+
+
+class Embedded(nn.Module):
+    """Places that are looked up, for which no activations are needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.head = nn.Embedding(7, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + self.places(torch.arange(7)))
+
+
+OF_PEOPLE: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "causal": (lambda: nn.Sequential(Causal(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)), (2, 12)),
+    "standardized": (lambda: nn.Sequential(Standardized(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), (3, 6, 5)),
+    "patches": (Patches, (3, 12, 12)),
+    "arranged": (Arranged, (9,)),
+    "hooks": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 4))), (6,)),
+    "ceiled": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(2, 2, 0, True, False)), (3, 7, 8)),
+    "masked": (lambda: masked(nn.Sequential(nn.Linear(6, 8), Doubled(8, 4))), (6,)),
+    "embedded": (Embedded, (7, 8)),
+    "in_place": (lambda: nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(6, 4)), (6,)),
+    "a_layer": (lambda: nn.Conv2d(3, 8, 2), (3, 7, 8)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PyTorch's older spectral normalization
+@pytest.mark.parametrize("name", OF_PEOPLE)
+def test_modules_as_people_write_them(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = OF_PEOPLE[name]
+    module = make().eval()
+    graph = load(module, shape)
+    x = torch.randn(32, *shape)
+    with torch.no_grad():
+        expected = module(x.clone()).numpy()
+    np.testing.assert_allclose(Engine(Model(graph)).run(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    model, _ = convert(graph, graph.from_caller(x.numpy()))
+    results = [Engine(model, backend=backend).run(x) for backend in ("reference", "cpp", "numba")]  # type: ignore[arg-type]
+    assert relative_error(results[0], expected) < 0.05
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], rtol=0, atol=0.01 * np.abs(expected).max())
+
+
+def test_a_result_of_other_axes_is_a_vector_in_its_order() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 8, 3, (4, 1), 1), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x).relu().mean(2).transpose(1, 2))
+
+    patches = nn.Sequential(nn.Linear(8, 12), nn.Flatten(), nn.Unflatten(1, (3, 6, 10)))
+    for module, shape in ((Columns().eval(), (1, 8, 20)), (patches.eval(), (15, 8))):
+        engine, x = Engine(Model(load(module, shape))), torch.randn(3, *shape)
+        expected = module(x).detach().flatten(1).numpy()
+        assert engine.output_shape == expected.shape[1:]
+        np.testing.assert_allclose(engine.run(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_the_module_does_not_take_is_said() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"itself does not run on samples of shape \(8, 8, 3\) \(Given"):
+        load(nn.Sequential(nn.Conv2d(3, 3, 3)), (8, 8, 3))
+    with pytest.raises(UnsupportedModelError, match=r"itself does not run .* without the batch"):
+        load(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 6)), nn.Linear(6, 2)), (6,))
+
+
+def test_masks_of_attention_are_refused() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+            self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.encoder(x, mask=self.mask)
+
+    with pytest.raises(UnsupportedModelError, match=r"encoder \(TransformerEncoder\): has mask; only plain attention"):
+        load(Masked(), (5, 8))
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_both_exporters_keep_the_winners(dynamo: bool, is_open: bool) -> None:
+    """Where the batch is left open, too, for which both write shapes that are computed."""
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+    onnx = pytest.importorskip("onnx", reason="needs the extra csengine[onnx]")
+    from csengine.importers.onnx import read
+
+    network, buffer = settle(winners_network(), 1, 6, 6), io.BytesIO()
+    options: dict[str, Any] = {"dynamo": dynamo, "input_names": ["x"]}
+    if is_open:
+        options |= {"dynamic_shapes": ({0: "batch"},)} if dynamo else {"dynamic_axes": {"x": {0: "batch"}}}
+    x = torch.zeros(2 if is_open else 1, 1, 6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(network, (x,), buffer, verbose=False, **options)
+    model = made.model_proto if dynamo else onnx.load_from_string(buffer.getvalue())
+    graph = read(model).graph
+    assert [node.scope for node in graph.nodes if isinstance(node, KWTA)] == ["local", "global"]
+    assert_same(network, graph, 1, 6, 6)
 
 
 def test_what_fx_cannot_trace_goes_through_onnx() -> None:

@@ -102,6 +102,21 @@ def test_spreading_removes_the_same_share_but_not_from_every_layer_alike() -> No
     assert spread[0].density > 1.3 * spread[1].density
 
 
+def test_the_zeros_between_dilated_taps_count_as_nothing() -> None:
+    taps = RNG.standard_normal((64, 32)).astype(np.float32)
+    dilated = np.concatenate([taps[:32], np.zeros((96, 32), np.float32), taps[32:]])
+    nodes: list[Any] = [
+        Input(name="input", inputs=(), shape=(1, 20, 32)),
+        Conv2d(name="plain", inputs=("input",), weight=taps, kernel=(1, 2)),
+        Conv2d(name="dilated", inputs=("plain",), weight=dilated, kernel=(1, 5)),
+    ]
+    for spread in (False, True):
+        pruned, (plain, wide) = prune(Graph(tuple(nodes)), 0.8, keep=(), spread=spread)
+        left = [np.count_nonzero(layers(pruned)[name].weight) for name in ("plain", "dilated")]
+        assert left[1] == pytest.approx(left[0], rel=0.2)
+        assert wide.unstructured == pytest.approx(plain.unstructured, rel=0.15)
+
+
 def test_single_layers_have_their_own_sparsity() -> None:
     losses = {loss.name: loss for loss in prune(network(), 0.5, layers={"output": 0.75, "conv": 0.9})[1]}
     assert losses["output"].density == pytest.approx(0.25)
@@ -121,9 +136,28 @@ def test_what_cannot_be_pruned_says_why() -> None:
         prune(integers, 0.5)
 
 
+def test_a_packed_float_network_is_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, written, samples = (str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "x.npy"))
+    graph, x = pack_graph(prune(network(), 0.75, block=(4, 4))[0]), RNG.random((8, 3, 10, 10), np.float32)
+    container.save(Model(graph, tuple("abcdefghij"), {"kind": "log-mel"}), source)
+    np.save(samples, x)
+    assert main(["convert", source, "-o", written, "--calibrate", samples]) == 0
+    assert "the source is a packed file" in capsys.readouterr().out
+    model = container.load(written)
+    assert (model.labels, model.preprocessing) == (tuple("abcdefghij"), {"kind": "log-mel"})
+    assert [node.weight.block for node in layers(model.graph).values() if isinstance(node.weight, PackedMatrix)] == [
+        node.weight.block for node in layers(graph).values() if isinstance(node.weight, PackedMatrix)
+    ]
+    expected = Engine.load(source).run(x)
+    assert np.abs(Engine.load(written).run(x) - expected).max() < 0.05 * np.abs(expected).max()
+    assert main(["convert", written, "-o", source, "--calibrate", samples]) == 2
+    assert "holds integers already" in capsys.readouterr().err
+
+
 def test_the_command_prunes_quantizes_and_packs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, pruned, samples = (str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "x.npy"))
-    container.save(Model(network()), source)
+    labels, preprocessing = tuple("abcdefghij"), {"kind": "log-mel"}
+    container.save(Model(network(), labels, preprocessing, {"float32": 0.9}), source)
     x = RNG.random((8, 3, 10, 10), np.float32)
     np.save(samples, x)
     command = ["prune", source, "-o", pruned, "--sparsity", "0.75", "--block", "4x4", "--layer", "hidden=0.875"]
@@ -131,6 +165,8 @@ def test_the_command_prunes_quantizes_and_packs(tmp_path: Path, capsys: pytest.C
     report = json.loads(capsys.readouterr().out)
     assert [round(layer["density"], 2) for layer in report["layers"]] == [0.25, 0.12]
     assert Engine.load(pruned).run(x).shape == (8, 10)
+    model = container.load(pruned)
+    assert (model.labels, model.preprocessing, model.accuracy) == (labels, preprocessing, {})  # of the dense network
     assert main([*command, "--float"]) == 0
     assert "at best" in capsys.readouterr().out
     assert main(["prune", source, "-o", pruned, "--sparsity", "0.5", "--keep", "nothing", "--float"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,16 +11,17 @@ from numpy.typing import NDArray
 from csengine import container
 from csengine.cli import options, output, shipped
 from csengine.cli.samples import read_array
-from csengine.cli.source import Source, read_source
+from csengine.cli.source import Network, Source, read_network, read_source
 from csengine.container import Model
 from csengine.convert import convert
 from csengine.graph import Packing
-from csengine.quantization import LayerError
+from csengine.quantization import KnownScales, LayerError
 
 _EXAMPLES = """\
   csengine convert model.onnx -o model.safetensors --float
   csengine convert model.onnx -o model.safetensors --calibrate samples.npz --block 4x16
   csengine convert quantized.onnx -o model.safetensors   keep the scales of a quantized model (QDQ)
+  csengine convert float.safetensors -o model.safetensors --calibrate samples.npz   quantize a packed float32 network
 
 Sparse layers are packed. With --calibrate the network becomes an integer one, but for what has no integer form; the
 report says what that changed, per layer, and whose scale each tensor has. Where ONNX Runtime is installed, the import
@@ -34,7 +36,7 @@ def register(commands: options.Commands) -> None:
     """Add the subcommand."""
     text = "convert an ONNX model to a packed file"
     parser = options.add_command(commands, "convert", text, _EXAMPLES, execute)
-    parser.add_argument("model", metavar="MODEL.onnx", help="an ONNX file")
+    parser.add_argument("model", metavar="MODEL.onnx", help="an ONNX file, or a packed file of float32 (.safetensors)")
     options.add_packed_output(parser, is_required=False)
     help = "scale tensors to this percentile of their non-zero magnitudes, such as 99.9 (default: to the largest)"
     parser.add_argument("--percentile", type=options.percentile, metavar="P", help=help)
@@ -45,8 +47,9 @@ def register(commands: options.Commands) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
-    source = read_source(arguments.model, arguments.input_shape)
-    known = source.imported.scales
+    is_packed = Path(arguments.model).suffix.lower() == ".safetensors"
+    source = (read_network if is_packed else read_source)(arguments.model, arguments.input_shape)
+    known = source.imported.scales if isinstance(source, Source) else KnownScales()
     is_quantized = bool(known.activations)
     if not arguments.float and arguments.calibrate is None and not is_quantized:
         raise ValueError("say how to represent numbers: --float, or --calibrate FILE to quantize")
@@ -54,11 +57,13 @@ def execute(arguments: argparse.Namespace) -> int:
         raise ValueError("--percentile is of the samples' values; give --calibrate FILE, too")
     samples = None if arguments.calibrate is None else source.samples(read_array(arguments.calibrate, arguments.array))
     model, errors = convert(
-        source.imported.graph,
+        source.graph,
         samples,
         known=None if arguments.float or not is_quantized else known,
         percentile=arguments.percentile,
         default=None if arguments.block is None else Packing(block=arguments.block),
+        labels=source.labels,
+        preprocessing=source.preprocessing,
     )
     x = source.random(1) if samples is None else samples[:4]
     checks = _checks(source, model, x, arguments.no_check)  # a wrong import is not written
@@ -68,14 +73,16 @@ def execute(arguments: argparse.Namespace) -> int:
         "bytes": shipped.load_model(arguments.output).bytes,
         **checks,
         "layers": errors,
-        "scales": _origins(source, model),
+        "scales": _origins(known, model),
     }
     print(output.json_text(report) if arguments.json else _text(report))
     return 0
 
 
-def _checks(source: Source, model: Model, x: Array, is_off: bool) -> dict[str, Any]:
+def _checks(source: Network, model: Model, x: Array, is_off: bool) -> dict[str, Any]:
     """How far the import and the packed model are from ONNX Runtime, or why nobody knows. Raises if it is too far."""
+    if not isinstance(source, Source):
+        return {"unchecked": "the source is a packed file; csengine compare shows both"}
     if is_off or not source.can_check:
         return {"unchecked": "as asked" if is_off else "ONNX Runtime is not installed (pip install onnxruntime)"}
     imported = source.check(x)
@@ -85,9 +92,9 @@ def _checks(source: Source, model: Model, x: Array, is_off: bool) -> dict[str, A
     return {"import_error": imported.result.relative_error, "result_error": packed.result.relative_error}
 
 
-def _origins(source: Source, model: Model) -> dict[str, str]:
+def _origins(scales: KnownScales, model: Model) -> dict[str, str]:
     """Whose scale the integer tensors have: of the source itself, made from its ranges, or calibrated."""
-    known = source.imported.scales.activations.values()
+    known = scales.activations.values()
     exact = {(scale.dtype, scale.scale) for scale in known if scale.is_exact}
     made = {(scale.dtype, scale.scale) for scale in known if not scale.is_exact}
     origins = {}

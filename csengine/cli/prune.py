@@ -58,7 +58,7 @@ def execute(arguments: argparse.Namespace) -> int:
         spread=arguments.spread,
         seed=arguments.seed,
     )
-    model, _ = convert(pruned, samples)
+    model, _ = convert(pruned, samples, labels=source.labels, preprocessing=source.preprocessing)
     container.save(model, arguments.output)
     written = shipped.load_model(arguments.output)
     x = source.random(1) if samples is None else samples[:4]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Network:
-    """A network, and how samples are given to it."""
+    """A network, how samples are given to it, and what a packed file says of its inputs and outputs."""
 
     graph: Graph
+    labels: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def samples(self, values: Array) -> Array:
         """Samples in the source's order of axes as float32 in NHWC. Raises ShapeError."""
@@ -41,7 +44,7 @@ class Network:
         return np.random.default_rng(seed).standard_normal((count, *self.graph.input.shape), np.float32)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Source(Network):
     """An ONNX model that was imported."""
 
@@ -70,12 +73,15 @@ def read_source(path: str, input_shape: tuple[int, ...] | None = None) -> Source
         raise UnsupportedModelError(f"reading ONNX needs pip install 'csengine[onnx]' ({error})") from error
     model = onnx.read_proto(path)
     imported = onnx.read(model, input_shape)
-    return Source(imported.graph, model, imported)
+    return Source(graph=imported.graph, model=model, imported=imported)
 
 
 def read_network(path: str, input_shape: tuple[int, ...] | None = None) -> Network:
     """An ONNX file, or a packed file."""
-    return read_source(path, input_shape) if is_source(path) else Network(shipped.load_model(path).model.graph)
+    if is_source(path):
+        return read_source(path, input_shape)
+    model = shipped.load_model(path).model
+    return Network(graph=model.graph, labels=model.labels, preprocessing=model.preprocessing)
 
 
 def is_source(name: str | None) -> bool:

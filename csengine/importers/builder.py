@@ -150,15 +150,21 @@ class Builder:
         return Value(self.emit(Input, name, shape=places.shape), shape, places)
 
     def finish(self, value: Value) -> tuple[Graph, Value]:
-        """The graph whose result is this value, in the usual order, without what it does not need; and the result."""
+        """The graph whose result is this value, in the usual order, without what it does not need; and the result.
+
+        What has other axes than the layout is a vector in the source's order.
+        """
         if value.is_whole:
-            raise UnsupportedError(f"has shape {value.shape} of a batch of one, which does not begin with the batch")
+            raise UnsupportedError(
+                f"has shape {value.shape} of a batch of one, which does not begin with the batch, or has nothing after "
+                "it; leave out the transpose or squeeze that makes it so"
+            )
         wanted: Array = np.arange(prod(value.shape), dtype=np.int32)
         if self.layout == "NHWC" and len(value.shape) == 3:
             wanted = wanted.reshape(value.shape)
         elif self.layout == "NCW" and len(value.shape) == 2:
             wanted = image_places(value.shape)
-        elif len(value.shape) == 3 or self.layout == "NWC":
+        elif len(value.shape) == (2 if self.layout == "NWC" else 3) and self.layout != "NCW":
             wanted = standard_places(value.shape)
         result = self.arranged(value, wanted, "result")
         needed = {self.nodes[0].name, result.name}
@@ -388,6 +394,8 @@ class Builder:
             return source
         if isinstance(source, Repeated):
             return source.factor_of(None)
+        if not isinstance(source, Padded):
+            raise UnsupportedError(f"reads a {type(source).__name__}; expected an activation")
         if source.fill != 0:
             raise UnsupportedError(f"is padded with {source.fill}; only zeros are supported here")
         image, axes = source.value, len(source.value.shape) - 1
@@ -433,21 +441,35 @@ class Builder:
         stride: Sequence[int],
         padding: Sequence[int],
         counts: bool,
+        ceils: bool = False,
     ) -> Value:
-        """Mean of each window. counts: whether `padding` counts as zeros, or not at all."""
+        """Mean of each window. counts: whether `padding` counts as zeros, or not at all.
+
+        ceils: windows may reach beyond the end; what lies there never counts.
+        """
         kernel, stride, padding = _window(source, kernel, stride, padding)
         counts = counts or not any(padding)
-        if isinstance(source, Padded) and source.fill == 0 and counts:
+        if isinstance(source, Padded) and source.fill == 0 and counts and not ceils:
             source, padding = _joined(source, kernel, padding)
         image = self.image(self.padded(name, source), name)
+        whole = _with_last_windows(self.types[image.name].shape, kernel, stride, padding) if ceils else padding
+        if whole != padding:
+            if counts and any(padding):
+                raise UnsupportedError("has ceil_mode and counts its padding", "count_include_pad=False is supported")
+            padding, counts = whole, False
         window = {"kernel": kernel, "stride": stride, "padding": padding, "count_padding": counts}
         return self._standard(self.emit(AveragePool, name, image.name, **window), image)
 
     def global_pool(self, kind: type[Node], name: str, value: Value) -> Value:
         """The mean or maximum of every channel: `(C, 1, 1)`, of a signal `(C, 1)`."""
+        return self.pool_axes(kind, name, value, range(1, len(value.shape)))
+
+    def pool_axes(self, kind: type[Node], name: str, value: Value, axes: Sequence[int]) -> Value:
+        """The mean or maximum over some axes, but channels, of an image or signal: these have an extent of 1 then."""
         image = self.image(value, name)
-        size = self.types[image.name].shape[:2]
-        return self._standard(self.emit(kind, name, image.name, kernel=size, stride=size), image)
+        size = tuple(n if axis in axes else 1 for axis, n in enumerate(value.shape))[1:]
+        window = (1, *size)[-2:]
+        return self._standard(self.emit(kind, name, image.name, kernel=window, stride=window), image)
 
     def linear(
         self, name: str, value: Value, weight: Array, bias: Array | None, packing: Packing | None = None
@@ -513,11 +535,15 @@ class Builder:
             mine = np.flatnonzero(flat[:, 0] == i)
             places[flat[mine, 1]] = mine
         parts = [places[v.places] for places, v in zip(place_of, values, strict=True)]
-        try:
-            together = np.concatenate(parts, axis=-1)
-        except ValueError as error:
-            raise UnsupportedError("joins tensors in different orders of axes") from error
+        if len({part.shape[:-1] for part in parts}) > 1:  # the graph joins along its last axis only
+            return self.concat(name, [self._innermost(value, axis, name) for value in values], axis)
+        together = np.concatenate(parts, axis=-1)
         return Value(self.emit(Concat, name, *(v.name for v in values)), joined.shape[:-1], together)
+
+    def _innermost(self, value: Value, axis: int, name: str) -> Value:
+        """The value with one axis of its sample as its channels."""
+        order = np.moveaxis(np.arange(prod(value.shape), dtype=np.int32).reshape(value.shape), axis, -1)
+        return self.arranged(value, order.reshape(1, -1, value.shape[axis]), name)
 
     @staticmethod
     def _tags(value: Value, number: int) -> Array:
@@ -541,7 +567,8 @@ class Builder:
         scope = self._scope(value, axes)
         if scope is None:
             raise UnsupportedError(
-                f"chooses winners along axes {tuple(axes)} of {value.shape}; only channels or whole samples compete"
+                f"chooses winners along axes {tuple(axes)} of {value.shape}; only channels or whole samples compete",
+                "transpose a signal (C, W) to (W, C) before k-winners, and back",
             )
         if factor is not None and scope == "local":
             factor = self.per_channel(value, factor)

@@ -184,7 +184,7 @@ class _Importer:
             self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
         except GraphError as error:
             self.problems.append(f"{label}: {error}")
-        except (ValueError, IndexError, TypeError, ArithmeticError) as error:  # what the checker of ONNX does not see
+        except (ValueError, IndexError, TypeError, ArithmeticError, RuntimeError) as error:  # the checker let it pass
             self.problems.append(f"{label}: does not fit what it reads ({error!s:.200}); export the model again")
         else:
             self.state.known.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=False))

@@ -39,6 +39,13 @@ class NormalShare:
     factor: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Nowhere:
+    """Where activations are not numbers: nowhere, for inputs and weights that are finite. `source`: the activations."""
+
+    source: Value
+
+
 @dataclass
 class State:
     """What is known while the nodes are walked.
@@ -89,6 +96,8 @@ class Call:
         value = self.operand(i)
         if isinstance(value, NormalShare):
             raise UnsupportedError("reads an error function, which is supported only as a part of GELU")
+        if isinstance(value, Nowhere):
+            raise UnsupportedError("reads an IsNaN, which is supported only to choose between what it is of and others")
         if isinstance(value, winners.Symbol):
             raise UnsupportedError(f"reads {value.what}, which is supported only as a part of k-winners", winners.FORMS)
         if isinstance(value, Repeated):
@@ -196,9 +205,9 @@ def clip(call: Call) -> Result:
 
 
 def leaky_relu(call: Call) -> Result:
-    given = call.optional(1)
-    slope = np.asarray(call.get("alpha", 0.01) if given is None else given, np.float64)
-    return call.state.builder.leaky_relu(call.name, call.tensor(0), slope)
+    x, given = call.tensor(0), call.optional(1)
+    slope = np.asarray(call.get("alpha", 0.01) if given is None else _per_sample(given, x), np.float64)
+    return call.state.builder.leaky_relu(call.name, x, slope)
 
 
 def activation(function: Function, alpha: float = 1.0) -> Callable[[Call], Result]:
@@ -271,6 +280,21 @@ def subtract(call: Call) -> Result:
     if isinstance(a, np.ndarray):
         return builder.affine(call.name, y, -one, _per_sample(a, y))
     return builder.add(call.name, call.tensor(0), builder.affine(f"{call.name}.negative", y, -one, none))
+
+
+def is_nan(call: Call) -> Nowhere:
+    return Nowhere(call.tensor(0))
+
+
+def where(call: Call) -> Any:
+    """A choice of winners; or of zeros where a mask left nothing to attend to, so that softmax gave no numbers."""
+    chosen = call.operand(0)
+    if not isinstance(chosen, Nowhere):
+        return winners.where(call)
+    x = call.tensor(2)
+    fits = x.name == chosen.source.name and np.size(call.constant(1)) == 1
+    require(fits, "chooses by an IsNaN of something else, or more than one number instead")
+    return x
 
 
 def gelu(call: Call) -> Result:
@@ -364,8 +388,8 @@ def max_pool(call: Call) -> Result:
 
 def average_pool(call: Call) -> Result:
     counts = bool(call.get("count_include_pad", 0))
-    require(not call.get("ceil_mode"), "has ceil_mode; only whole windows are supported", "pad the image instead")
-    return call.state.builder.average_pool(call.name, call.image(0), *_window(call), counts)
+    x, ceils = call.image(0), bool(call.get("ceil_mode"))
+    return call.state.builder.average_pool(call.name, x, *_window(call), counts, ceils)
 
 
 def _window(call: Call) -> tuple[Any, Any, tuple[int, ...]]:
@@ -451,8 +475,10 @@ def arranging(operation: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 def concat(call: Call) -> Result:
-    values = [call.tensor(i) for i in range(len(call.names))]
-    return call.state.builder.concat(call.name, values, sample_axis(call.get("axis"), values[0]))
+    known = [x if isinstance(x, np.ndarray) else call.tensor(i) for i, x in enumerate(call.operands)]
+    like = next(item for item in known if isinstance(item, Value))
+    values = [_per_sample(item, like) if isinstance(item, np.ndarray) else item for item in known]
+    return sequences.concat(call.state.builder, call.name, values, sample_axis(call.get("axis"), like))
 
 
 def flatten(call: Call) -> Result:
@@ -560,7 +586,9 @@ def softmax(call: Call) -> Result:
 
 
 def shape(call: Call) -> Result:
-    full = call.state.builder.whole_shape(call.tensor(0))
+    operand, builder = call.operand(0), call.state.builder
+    is_top = isinstance(operand, winners.TOP)
+    full = winners.whole_shape(builder, operand) if is_top else builder.whole_shape(call.tensor(0))
     return np.array(full[call.get("start", 0) : call.get("end")], np.int64)
 
 
@@ -654,6 +682,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Neg": negate,
     "Gelu": gelu,
     "Erf": erf,
+    "IsNaN": is_nan,
     "LayerNormalization": layer_norm,
     "LRN": local_response_norm,
     "Attention": attention,
@@ -675,6 +704,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "QuantizeLinear": quantize,
     "DequantizeLinear": same,
     **winners.OPERATIONS,
+    "Where": where,
     "Slice": part,
     "Gather": pick,
 }
@@ -690,6 +720,7 @@ REMEDIES: Mapping[str, str] = {
     "DynamicQuantizeLinear": "quantize statically, in the QDQ format",
     **dict.fromkeys(("LSTM", "GRU", "RNN", "Loop", "Scan", "If"), "networks with memory or branches are not supported"),
     **dict.fromkeys(("Mish", "Selu", "Celu", "Softplus", "Softsign"), "retrain with Relu, Elu, Sigmoid or HardSwish"),
+    "LogSoftmax": "if it is last, leave it out and apply it to the result; elsewhere retrain with Relu",
     "InstanceNormalization": "retrain with batch normalization",
     "ConvTranspose": "only networks without upsampling are supported",
     "Resize": "only networks without upsampling are supported",

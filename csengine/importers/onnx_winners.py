@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from csengine.importers.builder import UnsupportedError, Value
+from csengine.importers.builder import Builder, UnsupportedError, Value, sample_axis
 
 if TYPE_CHECKING:
     from csengine.importers.onnx_operations import Call
@@ -74,14 +74,22 @@ class Mask(Symbol):
     what: ClassVar[str] = "a comparison with a TopK"
 
 
+TOP = (Values, Indices, Gathered)
+
+
+def whole_shape(builder: Builder, top: Symbol) -> tuple[int, ...]:
+    """The shape of a batch of what a TopK gives, or of what is gathered with it."""
+    full = list(builder.whole_shape(top.ranking))
+    full[top.axis + (not top.ranking.is_whole)] = top.k
+    return tuple(full)
+
+
 def top_k(call: Call) -> Any:
     x = call.tensor(0)
-    axis = call.get("axis", -1)
-    axis += len(x.shape) + 1 if axis < 0 else 0
-    if axis < 1 or not call.get("largest", 1):
-        raise UnsupportedError("does not choose the largest within a sample", FORMS)
+    if not call.get("largest", 1):
+        raise UnsupportedError("does not choose the largest", FORMS)
     k = call.get("k") if len(call.names) < 2 else int(call.constant(1).item())
-    parts = (x, int(k), axis - 1)
+    parts = (x, int(k), sample_axis(call.get("axis", -1), x))
     return Values(*parts, bool(call.get("sorted", 1))), Indices(*parts)
 
 
@@ -90,7 +98,7 @@ def reduce_min(call: Call) -> Any:
     axes = call.numbers("axes", 1)
     if not isinstance(top, Values) or axes is None:
         raise UnsupportedError("has no counterpart but as the least of a TopK's values", FORMS)
-    if [_sample_axis(axis, top) for axis in axes] != [top.axis]:
+    if [sample_axis(axis, top.ranking) for axis in axes] != [top.axis]:
         raise UnsupportedError("takes the minimum along another axis than the TopK", FORMS)
     return Least(top.ranking, top.k, top.axis, not call.get("keepdims", 1))
 
@@ -102,7 +110,7 @@ def slice_values(call: Call) -> Any:
     starts, ends, axes, steps = (
         call.numbers(name, i) for i, name in enumerate(("starts", "ends", "axes", "steps"), start=1)
     )
-    if axes is None or [_sample_axis(a, top) for a in axes] != [top.axis] or not starts or not ends:
+    if axes is None or [sample_axis(a, top.ranking) for a in axes] != [top.axis] or not starts or not ends:
         raise UnsupportedError("slices another axis than that of the TopK", FORMS)
     chosen = range(top.k)[slice(starts[0], ends[0], steps[0] if steps else 1)]
     return _least(top, list(chosen))
@@ -110,7 +118,7 @@ def slice_values(call: Call) -> Any:
 
 def gather_values(call: Call) -> Any:
     top = call.operand(0)
-    if not isinstance(top, Values) or not top.is_sorted or _sample_axis(call.get("axis", 0), top) != top.axis:
+    if not isinstance(top, Values) or not top.is_sorted or sample_axis(call.get("axis", 0), top.ranking) != top.axis:
         raise UnsupportedError("has no counterpart but of a sorted TopK's values, along its axis", FORMS)
     index = call.constant(1)
     least = _least(top, [int(i) % top.k for i in index.ravel()])
@@ -136,7 +144,7 @@ def _least(top: Values, chosen: list[int]) -> Least:
 
 def gather_elements(call: Call) -> Any:
     indices = call.operand(1)
-    if not isinstance(indices, Indices) or _sample_axis(call.get("axis", 0), indices) != indices.axis:
+    if not isinstance(indices, Indices) or sample_axis(call.get("axis", 0), indices.ranking) != indices.axis:
         raise UnsupportedError("has no counterpart but with the indices of a TopK, along its axis", FORMS)
     return Gathered(indices.ranking, indices.k, indices.axis, call.tensor(0))
 
@@ -146,7 +154,7 @@ def scatter(call: Call) -> Any:
     is_zero = isinstance(into, np.ndarray) and not into.any()
     if not isinstance(indices, Indices) or not is_zero or call.get("reduction", b"none") != b"none":
         raise UnsupportedError("has no counterpart but of a TopK's values into zeros", FORMS)
-    if _sample_axis(call.get("axis", 0), indices) != indices.axis:
+    if sample_axis(call.get("axis", 0), indices.ranking) != indices.axis:
         raise UnsupportedError("scatters along another axis than the TopK", FORMS)
     mask = Mask(indices.ranking, indices.k, indices.axis, indices.ranking)
     if isinstance(updates, np.ndarray) and (updates == 1).all():
@@ -220,10 +228,6 @@ def _arranged(factor: Any, source: Value, ranking: Value) -> Any:
     return full.reshape(ranking.shape)
 
 
-def _sample_axis(axis: int, part: Symbol) -> int:
-    return (axis if axis >= 0 else axis + len(part.ranking.shape) + 1) - 1
-
-
 OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "TopK": top_k,
     "ReduceMin": reduce_min,
@@ -234,5 +238,4 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Greater": comparison(is_less=False, or_equal=False),
     "GreaterOrEqual": comparison(is_less=False, or_equal=True),
     "Not": negate_mask,
-    "Where": where,
 }

@@ -77,17 +77,17 @@ def attention(builder: Builder, name: str, q: Value, k: Value, v: Value, scale: 
 
 
 def reduced(builder: Builder, name: str, value: Value, kind: type[Node], axes: Sequence[int], keeps: bool) -> Value:
-    """The mean or maximum over height and width, or over the positions of a signal (C, W) or a sequence (W, C).
+    """The mean or maximum over height, width or both, or over the positions of a signal (C, W) or a sequence (W, C).
 
     kind: AveragePool or MaxPool. keeps: whether the axes stay, with an extent of 1.
     """
-    channels = 1 if len(value.shape) == 2 and list(axes) == [0] else 0
-    if len(value.shape) < 2 or list(axes) != [axis for axis in range(len(value.shape)) if axis != channels]:
+    is_sequence = len(value.shape) == 2 and list(axes) == [0]
+    if not is_sequence and (len(value.shape) not in (2, 3) or not axes or 0 in axes):
         raise UnsupportedError(
             f"reduces axes {list(axes)} of {value.shape}; only height and width, or positions, are supported"
         )
-    pooled = pool_positions(builder, name, value, kind) if channels else builder.global_pool(kind, name, value)
-    return pooled if keeps else builder.reshape(pooled, (value.shape[channels],))
+    pooled = pool_positions(builder, name, value, kind) if is_sequence else builder.pool_axes(kind, name, value, axes)
+    return pooled if keeps else builder.reshape(pooled, tuple(n for i, n in enumerate(value.shape) if i not in axes))
 
 
 def pool_positions(builder: Builder, name: str, value: Value, kind: type[Node]) -> Value:
@@ -97,6 +97,26 @@ def pool_positions(builder: Builder, name: str, value: Value, kind: type[Node]) 
     size = (height, width)
     pooled = builder.emit(kind, name, sequence.name, kernel=size, stride=size)
     return Value(pooled, (1, channels), _in_order((1, 1, channels)))
+
+
+def concat(builder: Builder, name: str, parts: Sequence[Value | Array], axis: int) -> Value:
+    """Tensors joined along an axis of a sample; constants among them (class tokens, coordinates) as activations."""
+    like = next(part for part in parts if isinstance(part, Value))
+    values = [
+        part if isinstance(part, Value) else _constant(builder, f"{name}.{i}", like, axis, part)
+        for i, part in enumerate(parts)
+    ]
+    return builder.concat(name, values, axis)
+
+
+def _constant(builder: Builder, name: str, like: Value, axis: int, constant: Array) -> Value:
+    """The constant, as 0 times a part of some activations, plus the constant."""
+    extent = constant.shape[axis] if constant.ndim == len(like.shape) else 0
+    wanted = (*like.shape[:axis], extent, *like.shape[axis + 1 :])
+    if constant.shape != wanted or extent > like.shape[axis]:
+        raise UnsupportedError(f"joins a constant of shape {constant.shape} and activations of shape {like.shape}")
+    part = take(builder, f"{name}.part", like, axis, range(extent))
+    return builder.affine(f"{name}.constant", part, np.zeros(()), constant)
 
 
 def take(builder: Builder, name: str, value: Value, axis: int, chosen: Sequence[int]) -> Value:

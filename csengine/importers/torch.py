@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import operator
@@ -23,12 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from csengine import reference
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
 from csengine.importers.builder import Builder, Padded, Repeated, UnsupportedError, Value
-from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES, SIGNAL_MODULES
+from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES, SIGNAL_MODULES, operation_of
 from csengine.torch.layers import attach_masks
 
 log = logging.getLogger(__name__)
@@ -38,20 +40,27 @@ _TOLERANCE = 1e-3  # of the imported network, relative to the largest value of t
 def load(module: nn.Module, input_shape: tuple[int, ...], *, check: bool = True) -> Graph:
     """The float32 graph of a module in evaluation mode; masks go along as the packing that layers want.
 
-    input_shape: of one sample, (C, H, W), (C, W), (positions, features) or (features,). check: whether to run both on
-    random samples and compare. Batch normalization becomes an affine, which `csengine.quantization` folds. A module of
-    16-bit numbers is imported as float32; what `torch.compile` or `nn.DataParallel` wraps is unwrapped. A module that
-    goes through ONNX (needs onnx and onnxscript) loses the names of its layers, and of masks all but the zeros. Raises
-    UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
+    input_shape: of one sample, (C, H, W), (C, W), (positions, features) or (features,). check: whether to compare what
+    both give for random samples. Batch normalization becomes an affine, which `csengine.quantization` folds. A module
+    of 16-bit numbers is imported as float32; what `torch.compile` or `nn.DataParallel` wraps is unwrapped. A module
+    that goes through ONNX (needs onnx and onnxscript) loses the names of its layers, and of masks all but the zeros.
+    Raises UnsupportedModelError with everything that cannot be imported, or if the graph computes something else.
     """
     input_shape = _checked_shape(input_shape)
     module = _plain(module)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        graph = _import(module, input_shape)
-        if check:
-            _check(module, graph, input_shape)
+        x, answer = _run(module, input_shape)
+        try:
+            graph = _import(module, input_shape)
+            if check:
+                _check(graph, x, answer)
+        except UnsupportedModelError as error:
+            if not isinstance(answer, Exception):
+                raise
+            why = f"the module itself does not run on samples of shape {input_shape} ({answer!s:.300})"
+            raise UnsupportedModelError(f"{error}\n{why}; expected the shape of one, without the batch") from error
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -78,7 +87,8 @@ def _plain(module: nn.Module) -> nn.Module:
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         module = module.module
     is_short = any(item.dtype in (torch.float16, torch.bfloat16) for item in module.parameters())
-    return copy.deepcopy(module).float() if is_short else module
+    module = copy.deepcopy(module).float() if is_short else module
+    return nn.Sequential(module) if _Tracer().is_leaf_module(module, "") else module  # which is then looked at whole
 
 
 def load_checkpoint(module: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
@@ -173,14 +183,32 @@ def _import_through_onnx(module: nn.Module, input_shape: tuple[int, ...], reason
     return onnx.read(model).graph
 
 
-def _check(module: nn.Module, graph: Graph, input_shape: tuple[int, ...]) -> None:
-    """Raise UnsupportedModelError unless both compute the same for random samples."""
+def _run(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Any]:
+    """Random samples, and what the module gives for them, or its error.
+
+    Before it runs, hooks such as those of spectral normalization have not made the weights that belong to its state.
+    """
     x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
     parameter = next(module.parameters(), None)
-    with torch.no_grad():
-        wanted = module(x if parameter is None else x.to(parameter.device, parameter.dtype)).float().cpu().numpy()
-    values = x.numpy()
-    got = graph.to_caller(reference.run(graph, graph.from_caller(values)))
+    try:
+        with torch.no_grad():
+            given = x.clone() if parameter is None else x.to(parameter.device, parameter.dtype, copy=True)
+            return x, module(given)  # which may work in place
+    except Exception as error:  # noqa: BLE001 - whatever the module's code raises
+        return x, error
+
+
+def _check(graph: Graph, x: Tensor, answer: Any) -> None:
+    """Raise UnsupportedModelError unless the graph gives for x what the module gave."""
+    if not isinstance(answer, Tensor):
+        given = "an error" if isinstance(answer, Exception) else f"a {type(answer).__name__}"
+        raise UnsupportedModelError(f"the module gives {given}; expected one tensor")
+    wanted = answer.float().cpu().numpy()
+    got = graph.to_caller(reference.run(graph, graph.from_caller(x.numpy())))
+    if got.size != wanted.size:
+        raise UnsupportedModelError(
+            f"the imported network gives shape {got.shape}; the module gives {wanted.shape}: report this module"
+        )
     scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
     error = float(np.abs(got.reshape(wanted.shape) - wanted).max(initial=0.0)) / scale
     if not error <= _TOLERANCE:
@@ -194,7 +222,11 @@ class _Tracer(fx.Tracer):
     """Does not look into modules that have a counterpart."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, tuple(MODULES)) or super().is_leaf_module(m, module_qualified_name)
+        if operation_of(m) is not None:
+            return True
+        if parametrize.is_parametrized(m) and not type(m).__bases__[0].__module__.startswith("torch."):
+            return False  # its class, which parametrizing made, is one of PyTorch's
+        return super().is_leaf_module(m, module_qualified_name)
 
 
 class _Importer:
@@ -236,6 +268,8 @@ class _Importer:
             return self.known[item.name]
         if isinstance(item, (list, tuple)):
             return type(item)(self._resolve(part) for part in item)
+        if isinstance(item, Mapping):
+            return {key: self._resolve(part) for key, part in item.items()}
         return item
 
     def _add(self, node: fx.Node) -> None:
@@ -248,6 +282,8 @@ class _Importer:
             self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
         except GraphError as error:
             self.problems.append(f"{label}: {error}")
+        except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+            self.problems.append(f"{label}: is called in a way that is not supported ({error!s:.200})")
 
     def _kind(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -263,29 +299,53 @@ class _Importer:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.module)
         if node.op == "call_module":
-            layer = self.module.get_submodule(str(node.target))
-            operation = next((made for kind, made in MODULES.items() if isinstance(layer, kind)), None)
-            if operation is None:
-                known = ", ".join(kind.__name__ for kind in MODULES)
-                raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
-            options = {name: self._resolve(value) for name, value in node.kwargs.items()}
-            return operation(self.builder, str(node.target), *self._resolve(node.args), layer, **options)
+            return self._call_module(node, self.module.get_submodule(str(node.target)))
         return self._call_function(node)
 
+    def _call_module(self, node: fx.Node, layer: nn.Module) -> Any:
+        operation, names = operation_of(layer), [source.name for source in node.all_input_nodes]
+        reads_activations = _holds_activations([self.known.get(name) for name in names])
+        if operation is None and (reads_activations or not self.known.keys() >= set(names)):
+            known = ", ".join(kind.__name__ for kind in MODULES)
+            raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
+        arguments, others = self._resolve(node.args), self._resolve(node.kwargs)
+        if operation is None or not reads_activations:
+            return _compute(layer, arguments, others)
+        tensors, options = _called(layer, arguments, others)
+        return operation(self.builder, str(node.target), *tensors, layer, **options)
+
     def _call_function(self, node: fx.Node) -> Any:
-        operation = FUNCTIONS.get(node.target) or METHODS.get(node.target if isinstance(node.target, str) else "")
         arguments = self._resolve(node.args)
-        options = {name: self._resolve(value) for name, value in node.kwargs.items()}
-        if operation is None and callable(node.target) and not _holds_activations((arguments, options)):
-            return node.target(*arguments, **options)  # of shapes and constants
+        options = self._resolve(node.kwargs)
+        if not _holds_activations((arguments, options)):
+            return _compute(node.target, arguments, options)
+        operation = FUNCTIONS.get(node.target) or METHODS.get(node.target if isinstance(node.target, str) else "")
         if operation is None:
             self.knows_all_functions = False
             known = ", ".join(sorted({function.__name__ for function in FUNCTIONS}))
             raise UnsupportedError("has no counterpart", _remedy(self._kind(node), known))
-        try:
-            return operation(self.builder, node.name, *arguments, **options)
-        except TypeError as error:
-            raise UnsupportedError(f"is called in a way that is not supported ({error})") from error
+        return operation(self.builder, node.name, *arguments, **options)
+
+
+def _called(layer: nn.Module, arguments: Any, options: Any) -> tuple[list[Any], dict[str, Any]]:
+    """What a layer must be given, in its order, and what else is not as usual."""
+    signature = inspect.signature(layer.forward)
+    given = signature.bind(*arguments, **options).arguments
+    usual = {name: parameter.default for name, parameter in signature.parameters.items()}
+    tensors = [value for name, value in given.items() if usual[name] is inspect.Parameter.empty]
+    others = {name: value for name, value in given.items() if usual[name] is not inspect.Parameter.empty}
+    return tensors, {name: value for name, value in others.items() if value is not usual[name]}
+
+
+def _compute(target: Any, arguments: Any, options: Mapping[str, Any]) -> Any:
+    """What a function, or a method by its name, makes of shapes and constants."""
+    try:
+        with torch.no_grad():
+            if isinstance(target, str):
+                return getattr(arguments[0], target)(*arguments[1:], **options)
+            return target(*arguments, **options)
+    except Exception as error:
+        raise UnsupportedError(f"cannot be computed beforehand ({error!s:.200})") from error
 
 
 def _reads_signals(module: nn.Module, trace: fx.Graph) -> bool:
@@ -303,7 +363,7 @@ def _remedy(kind: str, known: str) -> str:
     """What to do about a module or function that has no counterpart."""
     if kind.startswith("torch.ao."):
         return "import the float network, and quantize it with csengine.convert.convert"
-    return REMEDIES.get(kind.lower(), f"known are {known}")
+    return REMEDIES.get(kind.lower().replace("_", ""), f"known are {known}")
 
 
 def _holds_activations(item: Any) -> bool:

@@ -30,17 +30,13 @@ Array = NDArray[Any]
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
-def _conv(builder: Builder, name: str, x: Any, layer: nn.Conv1d | nn.Conv2d) -> Any:
+def _conv_module(builder: Builder, name: str, x: Any, layer: nn.Conv1d | nn.Conv2d) -> Any:
     _require(layer.padding_mode == "zeros", f"padding mode {layer.padding_mode!r} is not supported; expected zeros")
-    weight, bias = (
-        with_dilation(_numpy(layer.weight), layer.dilation),
-        None if layer.bias is None else _numpy(layer.bias),
-    )
     packing = _packing(layer)
     if packing and set(layer.dilation) != {1} and layer.in_channels % packing.block[0]:
         packing = None  # a block would reach into the zeros between taps
-    padding = _same_padding(layer.padding, weight) if isinstance(layer.padding, str) else (*layer.padding,) * 2
-    return builder.conv(name, x, weight, bias, layer.stride, padding, layer.groups, packing)
+    window = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _conv(builder, name, x, layer.weight, layer.bias, *window, packing=packing)
 
 
 def _same_padding(mode: str, weight: Array) -> tuple[int, ...]:
@@ -89,10 +85,8 @@ def _attention_module(
     layer: nn.MultiheadAttention,
     **options: Any,
 ) -> Any:
-    options.pop("need_weights", None)
-    options.pop("average_attn_weights", None)
+    plain = not options.keys() - {"need_weights", "average_attn_weights"}
     _require(layer.batch_first, "takes (positions, batch, channels)", "build it with batch_first=True")
-    plain = not any(option is not None and option is not False for option in options.values())
     plain = plain and layer.bias_k is None and not layer.add_zero_attn and layer.in_proj_weight is not None
     _require(plain, "has a mask or other options; only plain attention is supported")
     weights, biases = (
@@ -110,8 +104,9 @@ def _attention_module(
     return _linear(builder, f"{name}.out", joined, layer.out_proj), None
 
 
-def _encoder_layer(builder: Builder, name: str, x: Any, layer: nn.TransformerEncoderLayer) -> Any:
+def _encoder_layer(builder: Builder, name: str, x: Any, layer: nn.TransformerEncoderLayer, **options: Any) -> Any:
     """A layer as PyTorch has it, whose own code torch.fx cannot trace."""
+    _require(not options, f"has {', '.join(options)}; only plain attention is supported")
 
     def attend(value: Any) -> Any:
         return _attention_module(builder, f"{name}.self_attn", value, value, value, layer.self_attn)[0]
@@ -133,13 +128,13 @@ def _part(builder: Builder, name: str, x: Any, part: Any) -> Any:
     """A part of an encoder that may be a function or a module."""
     if part in FUNCTIONS:
         return FUNCTIONS[part](builder, name, x)
-    operation = next((made for kind, made in MODULES.items() if isinstance(part, kind)), None)
-    if operation is None:
+    if (operation := operation_of(part)) is None:
         raise UnsupportedError(f"has {part}, which has no counterpart")
     return operation(builder, name, x, part)
 
 
-def _encoder(builder: Builder, name: str, x: Any, encoder: nn.TransformerEncoder) -> Any:
+def _encoder(builder: Builder, name: str, x: Any, encoder: nn.TransformerEncoder, **options: Any) -> Any:
+    _require(not options, f"has {', '.join(options)}; only plain attention is supported")
     for i, layer in enumerate(encoder.layers):
         x = _encoder_layer(builder, f"{name}.layers.{i}", x, layer)
     return x if encoder.norm is None else _part(builder, f"{name}.norm", x, encoder.norm)
@@ -169,6 +164,27 @@ def _axes(layer: nn.Module) -> int:
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
+
+
+def _conv(
+    builder: Builder,
+    name: str,
+    x: Any,
+    weight: Any,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    packing: Packing | None = None,
+) -> Any:
+    _require(isinstance(weight, Tensor), "computes its weight at run time; only constants are supported")
+    axes = weight.ndim - 2
+    kernels = with_dilation(_numpy(weight), _each(dilation, axes))
+    pads = _same_padding(padding, kernels) if isinstance(padding, str) else _each(padding, axes) * 2
+    shift = None if bias is None else _numpy(bias)
+    return builder.conv(name, x, kernels, shift, _each(stride, axes), pads, groups, packing)
 
 
 def _relu(builder: Builder, name: str, x: Any, inplace: bool = False) -> Any:
@@ -309,9 +325,9 @@ def _average_pool(
     *,
     axes: int = 2,
 ) -> Any:
-    _require(not ceil_mode and divisor_override is None, "ceil_mode and divisor_override are not supported")
+    _require(divisor_override is None, "divisor_override is not supported")
     kernel, steps, before = (_each(item, axes) for item in (kernel_size, stride or kernel_size, padding))
-    return builder.average_pool(name, x, kernel, steps, (*before, *before), count_include_pad)
+    return builder.average_pool(name, x, kernel, steps, (*before, *before), count_include_pad, ceil_mode)
 
 
 def _adaptive_average_pool(builder: Builder, name: str, x: Any, output_size: Any, *, axes: int = 2) -> Any:
@@ -406,8 +422,10 @@ def _divide(builder: Builder, name: str, a: Any, b: Any) -> Any:
 
 
 def _concat(builder: Builder, name: str, tensors: Sequence[Any], dim: int = 0) -> Any:
-    values = [builder.padded(name, item) for item in tensors]
-    return builder.concat(name, values, sample_axis(dim, values[0]))
+    known = [item if isinstance(item, Tensor) else builder.padded(name, item) for item in tensors]
+    like = next(item for item in known if isinstance(item, Value))
+    values = [_constant(item, like) if isinstance(item, Tensor) else item for item in known]
+    return sequences.concat(builder, name, values, sample_axis(dim, like))
 
 
 def _flatten(builder: Builder, name: str, x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
@@ -462,8 +480,8 @@ def _unflatten(builder: Builder, name: str, x: Any, dim: int, sizes: Sequence[in
 
 
 def _chunk(builder: Builder, name: str, x: Any, chunks: int, dim: int = 0) -> Any:
-    size = builder.padded(name, x).shape[sample_axis(dim, x)]
-    return _split(builder, name, x, -(-size // chunks), dim)
+    value = builder.padded(name, x)
+    return _split(builder, name, value, -(-value.shape[sample_axis(dim, value)] // chunks), dim)
 
 
 def _split(builder: Builder, name: str, x: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
@@ -512,25 +530,28 @@ def _item(builder: Builder, name: str, x: Any, index: Any) -> Any:
     if isinstance(x, tuple):
         return x[index]
     value = builder.padded(name, x)
-    whole, dropped = value, []
+    full, whole = builder.whole_shape(value), value
     parts = list(index if isinstance(index, tuple) else (index,))
-    if any(part is Ellipsis for part in parts):
-        gap = parts.index(Ellipsis)
-        parts[gap : gap + 1] = [slice(None)] * (len(builder.whole_shape(value)) - len(parts) + 1)
-    for axis, part in enumerate(parts):
-        _require(
-            isinstance(part, (int, slice)), f"indexes an activation with {part}; only numbers and slices are known"
-        )
+    plain = all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts)
+    _require(plain, f"indexes an activation with {index}; only numbers, slices and None are known")
+    unnamed = len(full) - sum(part is not None and part is not Ellipsis for part in parts)
+    gap = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    parts[gap : gap + 1] = [slice(None)] * unnamed
+    axis, extents = 0, []
+    for part in parts:
+        if part is None:
+            extents.append(1)
+            continue
+        chosen = range(full[axis])[part] if isinstance(part, slice) else [range(full[axis])[part]]
         if part != slice(None):
-            size = builder.whole_shape(value)[axis]
-            chosen = range(size)[part] if isinstance(part, slice) else [range(size)[part]]
             whole = sequences.take(builder, f"{name}.{axis}", whole, sample_axis(axis, value), chosen)
-            dropped += [axis] if isinstance(part, int) else []
-    return builder.with_whole_shape(whole, [n for i, n in enumerate(builder.whole_shape(whole)) if i not in dropped])
+        extents += [len(chosen)] if isinstance(part, slice) else []
+        axis += 1
+    return builder.with_whole_shape(whole, extents)
 
 
 MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d), _conv),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d), _conv_module),
     nn.Linear: _linear,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
@@ -559,6 +580,7 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     ),
     nn.Flatten: lambda builder, name, x, layer: _flatten(builder, name, x, layer.start_dim, layer.end_dim),
     nn.Unflatten: lambda builder, name, x, layer: _unflatten(builder, name, x, layer.dim, layer.unflattened_size),
+    nn.Softmax2d: lambda builder, name, x, layer: _softmax(builder, name, x, 1),
     nn.Softmax: lambda builder, name, x, layer: _softmax(builder, name, x, layer.dim),
     nn.Identity: lambda builder, name, x, layer: x,
     nn.Dropout: lambda builder, name, x, layer: x,
@@ -571,6 +593,18 @@ MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.TransformerEncoderLayer: _encoder_layer,
     nn.TransformerEncoder: _encoder,
 }
+
+
+def operation_of(layer: nn.Module) -> Callable[..., Any] | None:
+    """What a module is in the graph; None for those without counterpart, and for those that override `forward`."""
+    operations = (made for kind, made in MODULES.items() if isinstance(layer, kind) and _runs_as(layer, kind))
+    return next(operations, None)
+
+
+def _runs_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    return type(layer).forward is kind.forward
+
+
 #: Modules over signals (C, W), not sequences (W, C).
 SIGNAL_MODULES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.ZeroPad1d, nn.ConstantPad1d)
 FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
@@ -600,6 +634,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     functional.layer_norm: _layer_norm,
     functional.local_response_norm: _local_response_norm,
     functional.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((functional.conv1d, functional.conv2d), _conv),
     functional.linear: _linear_function,
     **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm), _matmul),
     torch.transpose: _transpose,
@@ -658,21 +693,22 @@ REMEDIES: Mapping[str, str] = {
         "train with ReLU, LeakyReLU, ELU, SiLU, Hardswish or GELU instead",
     ),
     **dict.fromkeys(
-        ("logsigmoid", "logsoftmax", "log_softmax"),
+        ("logsigmoid", "logsoftmax"),
         "if it is last, leave it out and apply it to the result; elsewhere train with ReLU instead",
     ),
     **dict.fromkeys(
-        ("groupnorm", "group_norm", "instancenorm2d", "instance_norm"), "train with BatchNorm2d, or LayerNorm, instead"
+        ("groupnorm", "instancenorm", "instancenorm1d", "instancenorm2d"),
+        "train with batch normalization, or LayerNorm, instead",
     ),
     **dict.fromkeys(
-        ("convtranspose2d", "upsample", "interpolate", "pixelshuffle", "pixel_shuffle"),
+        ("convtranspose1d", "convtranspose2d", "upsample", "interpolate", "pixelshuffle"),
         f"networks with upsampling are not supported; {_OTHER_PARTS}",
     ),
     **dict.fromkeys(("lstm", "gru", "rnn"), f"networks with memory are not supported; {_OTHER_PARTS}"),
     "embedding": "look the rows up in PyTorch, and import what reads them: sequences are (positions, features)",
     "conv3d": "only images (C, H, W), signals (C, W) and sequences (positions, features) are supported",
 }
-"""What to do about modules and functions without counterpart, by their names in lower case."""
+"""What to do about modules and functions without counterpart, by their names in lower case, without underscores."""
 
 
 def _require(condition: bool, message: str, remedy: str = "") -> None:

@@ -114,7 +114,7 @@ def k_winners(x: Tensor, k: int, scope: Scope, factor: Tensor | None = None) -> 
     rows = x.permute(0, 2, 3, 1) if x.ndim == 4 else x  # NHWC: ties go to the lower index in this order
     ranking = rows.detach() if factor is None else rows.detach() * factor
     if scope == "global":
-        ranking = ranking.reshape(len(x), -1)
+        ranking = ranking.flatten(1)
     if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():  # as other tools, and our importer, know it
         k = min(k, ranking.shape[-1])
         winners = torch.zeros_like(ranking).scatter(-1, ranking.topk(k, dim=-1).indices, 1.0).reshape(rows.shape)
