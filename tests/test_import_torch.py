@@ -230,6 +230,9 @@ def test_all_unknown_layers_are_listed() -> None:
         load(nn.Sequential(nn.Mish(), nn.Conv2d(3, 4, 3), nn.Softplus()).eval(), (3, 9, 9))
     assert "0 (Mish): has no counterpart" in str(error.value)
     assert "2 (Softplus): has no counterpart" in str(error.value)
+    with pytest.raises(UnsupportedModelError) as error:
+        load(nn.Sequential(nn.Bilinear(2, 2, 2), nn.CosineSimilarity(), nn.Linear(9, 9)).eval(), (9,))
+    assert str(error.value).count("known are") == 1
 
 
 # --- activations -----------------------------------------------------------------------------------------------------

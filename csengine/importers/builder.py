@@ -59,6 +59,15 @@ class UnsupportedError(Exception):
         self.remedy = remedy
 
 
+class Problems(list[str]):
+    """What cannot be imported, a line each."""
+
+    def add(self, label: str, error: UnsupportedError) -> None:
+        """Say what, why, and what to do about it, unless that has been said: it may list everything that is known."""
+        is_new = error.remedy and not any(line.endswith(error.remedy) for line in self)
+        self.append(f"{label}: {error}" + (f"; {error.remedy}" if is_new else ""))
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A source tensor: shape of one sample in the source's order, and the places `[*graph shape]` in that order.

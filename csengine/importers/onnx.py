@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
-from csengine.importers.builder import Builder, Padded, UnsupportedError, Value
+from csengine.importers.builder import Builder, Padded, Problems, UnsupportedError, Value
 from csengine.importers.onnx_operations import (
     FLOATS,
     OF_CHANNELS_FIRST,
@@ -87,7 +87,7 @@ class _Importer:
 
     def __init__(self, model: Any, input_shape: tuple[int, ...] | None) -> None:
         self.graph = model.graph
-        self.problems: list[str] = []
+        self.problems = Problems()
         constants: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
         sources = [source for source in self.graph.input if source.name not in constants]
         if len(sources) != 1 or len(self.graph.output) != 1:
@@ -173,7 +173,7 @@ class _Importer:
             self._fold(node, label)
         elif operation is None:
             remedy = REMEDIES.get(node.op_type, f"replace it by operations that have: {', '.join(OPERATIONS)}")
-            self.problems.append(f"{label}: has no counterpart; {remedy}")
+            self.problems.add(label, UnsupportedError("has no counterpart", remedy))
         elif all(name in known for name in names):  # otherwise it reads what could not be imported
             self._apply(operation, node, label)
 
@@ -181,7 +181,7 @@ class _Importer:
         try:
             made = operation(Call(self.state, node.output[0], node.input, _attributes(node), len(node.output)))
         except UnsupportedError as error:
-            self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
+            self.problems.add(label, error)
         except GraphError as error:
             self.problems.append(f"{label}: {error}")
         except (ValueError, IndexError, TypeError, ArithmeticError, RuntimeError) as error:  # the checker let it pass

@@ -29,7 +29,7 @@ from torch.nn.utils import parametrize
 from csengine import reference
 from csengine.errors import GraphError, ModelFormatError, UnsupportedModelError
 from csengine.graph import Graph
-from csengine.importers.builder import Builder, Padded, Repeated, UnsupportedError, Value
+from csengine.importers.builder import Builder, Padded, Problems, Repeated, UnsupportedError, Value
 from csengine.importers.torch_operations import FUNCTIONS, METHODS, MODULES, REMEDIES, SIGNAL_MODULES, operation_of
 from csengine.torch.layers import attach_masks
 
@@ -238,7 +238,7 @@ class _Importer:
         flat = "NCW" if _reads_signals(module, trace) else "NWC"
         self.builder = Builder(flat if len(input_shape) == 2 else "NCHW")
         self.known: dict[str, Any] = {}
-        self.problems: list[str] = []
+        self.problems = Problems()
         self.knows_all_functions = True
         self.input_shape = input_shape
 
@@ -279,7 +279,7 @@ class _Importer:
         except _UnknownError:
             pass  # it reads what could not be imported
         except UnsupportedError as error:
-            self.problems.append(f"{label}: {error}" + (f"; {error.remedy}" if error.remedy else ""))
+            self.problems.add(label, error)
         except GraphError as error:
             self.problems.append(f"{label}: {error}")
         except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
