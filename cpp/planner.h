@@ -64,7 +64,8 @@ Choice<LayerSpec> named_layer(const LayerSpec& spec, Tier tier, const std::strin
 // The cheapest mode by a cost model, the same on every machine.
 Mode cheapest_mode(const LayerSpec& spec, double activity);
 
-// Seconds for one sample, as measured, or else by the cost model.
+// Seconds for one sample, as measured, or else by the cost model; with few inputs active where the kernel selects them
+// and nothing is promised of them: then the layer may be done before another thread has woken.
 double expected_seconds(const LayerSpec& spec, const Choice<LayerSpec>& choice, double activity);
 
 }  // namespace cs
