@@ -359,7 +359,8 @@ def mutate_json(choices: random.Random, document: Any) -> None:
         case 0 | 1 | 2:
             holder[key] = _value(choices, places)
         case 3 if isinstance(value, (int, float)):
-            holder[key] = choices.choice([value + 1, value - 1, -value, value * 2, float(value), str(value)])
+            real = float(value) if abs(value) < 1e308 else float("inf")  # an integer may be larger than any float
+            holder[key] = choices.choice([value + 1, value - 1, -value, value * 2, real, str(value)])
         case 3 | 4:
             del holder[key]
         case 5 if isinstance(holder, list):
