@@ -313,7 +313,7 @@ def mutate_header(choices: random.Random, content: bytes) -> bytes:
     header, body = json.loads(content[8:length]), content[length:]
     for _ in range(choices.choice([1, 1, 2, 3])):
         name = choices.choice([name for name in header if name != "__metadata__"] or ["__metadata__"])
-        entry = header[name]
+        entry = header.get(name)  # nothing may be left
         if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list) or choices.random() < 0.2:
             mutate_json(choices, header)
             continue
@@ -326,7 +326,7 @@ def mutate_header(choices: random.Random, content: bytes) -> bytes:
                 start = choices.choice([0, len(body), *NUMBERS])
                 entry["data_offsets"] = choices.choice([[start, start], [start, len(body)], [0, start]])
             case 3:
-                other = choices.choice([name for name in header if name != "__metadata__"])
+                other = choices.choice([other for other in header if other != "__metadata__"] or [name])
                 header[name], header[other] = header[other], header[name]
             case _:
                 header[f"{name}_"] = header.pop(name)
