@@ -33,8 +33,8 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-# Our own speed: networks, every kernel beside what bounds it, how time grows; then the tables and pictures. Seven minutes
-# after installation. RESULTS=bench/results/NAME keeps what another machine needs beside what is there: for
+# Our own speed: networks, every kernel beside what bounds it, how time grows; then the tables and pictures. Five to
+# seven minutes after installation. RESULTS=bench/results/NAME keeps what another machine needs beside what is there: for
 # docs/performance-NAME.md. `make bench-kernels` measures the kernels and their bounds alone, in two minutes.
 RESULTS ?= bench/results
 BENCH_CPU ?= $(shell echo $$(($$(nproc) - 1)))

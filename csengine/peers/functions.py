@@ -207,6 +207,11 @@ def flattened(graph: Graph) -> Mapping[str, Image]:
     return found
 
 
+def per_channel(graph: Graph, node: Node, values: Array) -> Array:
+    """Values `[C]` in a shape that broadcasts to a batch of a node's."""
+    return values.reshape(-1, 1, 1) if len(graph.types[node.name].shape) == 3 else values
+
+
 def conv_weight(node: Conv2d) -> Array:
     """`[O, C / groups, kh, kw]`."""
     matrix = node.dense_weight

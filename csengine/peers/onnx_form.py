@@ -51,6 +51,7 @@ from csengine.peers.functions import (
     conv_weight,
     flattened,
     linear_weight,
+    per_channel,
     real,
     real_bounds,
     rescaling,
@@ -234,7 +235,7 @@ class _Writer:
             case Concat():
                 return self._emit("Concat", inputs, axis=1)
             case Affine():
-                values = [self._per_channel(node, values) for values in (node.scale, node.shift)]
+                values = [per_channel(self.graph, node, values) for values in (node.scale, node.shift)]
                 scale, shift = (self._constant(per_channel, np.float32) for per_channel in values)
                 return self._emit("Add", [self._emit("Mul", [inputs[0], scale]), shift])
             case Reshape():
@@ -243,13 +244,10 @@ class _Writer:
                 ratio = rescaling(self.graph, node)
                 if ratio is None:
                     return self._emit("Identity", inputs)
-                return self._emit("Mul", [*inputs, self._constant(self._per_channel(node, ratio), np.float32)])
+                return self._emit("Mul", [*inputs, self._constant(per_channel(self.graph, node, ratio), np.float32)])
             case Softmax():
                 return self._emit("Softmax", inputs, axis=1)
         raise UnsupportedModelError(f"{node.name}: no ONNX form of {type(node).__name__}")
-
-    def _per_channel(self, node: Node, values: Array) -> Array:
-        return values.reshape(-1, 1, 1) if len(self.graph.types[node.name].shape) == 3 else values
 
     @staticmethod
     def _window(node: Conv2d | MaxPool | AveragePool) -> dict[str, Any]:
@@ -301,7 +299,7 @@ class _Writer:
         if node.factor is None:
             return None
         if node.scope == "local":
-            return self._per_channel(node, node.factor)
+            return per_channel(self.graph, node, node.factor)
         return node.factor.reshape(shape).transpose(2, 0, 1).ravel() if len(shape) == 3 else node.factor
 
     def _selected(self, node: KWTA, source: str, factor: Array | None) -> str:

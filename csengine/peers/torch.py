@@ -106,7 +106,7 @@ def _step(graph: Graph, node: Node, image: functions.Image | None, csr: bool) ->
         case Activation():
             return Elementwise(node)
         case Affine():
-            return Scale(node, len(graph.types[node.name].shape))
+            return Scale(*(functions.per_channel(graph, node, values) for values in (node.scale, node.shift)))
         case MaxPool() if node.padding[:2] == node.padding[2:]:
             return nn.MaxPool2d(node.kernel, node.stride, node.padding[:2])
         case AveragePool() if node.padding[:2] == node.padding[2:]:
@@ -210,7 +210,7 @@ class Elementwise(nn.Module):
     def __init__(self, node: Activation) -> None:
         super().__init__()
         alpha = node.alpha
-        functions: dict[str, Callable[[Tensor], Tensor]] = {
+        known: dict[str, Callable[[Tensor], Tensor]] = {
             "sigmoid": torch.sigmoid,
             "tanh": torch.tanh,
             "silu": functional.silu if alpha == 1.0 else lambda x: x * torch.sigmoid(alpha * x),
@@ -219,7 +219,7 @@ class Elementwise(nn.Module):
             "elu": lambda x: functional.elu(x, alpha),
             "leaky_relu": lambda x: functional.leaky_relu(x, alpha),
         }
-        self.function = functions[node.function]
+        self.function = known[node.function]
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of x."""
@@ -229,11 +229,11 @@ class Elementwise(nn.Module):
 class Scale(nn.Module):
     """A factor and a summand per channel."""
 
-    def __init__(self, node: Affine, axes: int) -> None:
+    def __init__(self, scale: NDArray[Any], shift: NDArray[Any]) -> None:
         super().__init__()
-        shape = (-1, 1, 1) if axes == 3 else (-1,)
-        self.scale = nn.Parameter(torch.from_numpy(node.scale.reshape(shape).copy()), requires_grad=False)
-        self.shift = nn.Parameter(torch.from_numpy(node.shift.reshape(shape).copy()), requires_grad=False)
+        self.scale, self.shift = (
+            nn.Parameter(torch.from_numpy(values.copy()), requires_grad=False) for values in (scale, shift)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of x."""
